@@ -1,0 +1,57 @@
+# Each target is all that a new machine needs: it makes its own virtual environment, and as root on Debian it installs
+# the programs it calls. PYTHON=python3.13 chooses another interpreter.
+
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV := .venv/$(VERSION)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint docs bench clean help
+
+help:
+	@echo 'make demo    an echo responder in a namespace of its own, pinged over IPv4 and IPv6'
+	@echo 'make test    all tests, on asyncio and uvloop'
+	@echo 'make lint    ruff, mypy, codespell'
+	@echo 'make docs    the documentation as HTML in docs/_build'
+	@echo 'make bench   the table of figures in the README'
+
+demo: $(VENV)/.demo
+	@sh examples/demo.sh $(BIN)/python
+
+test: $(VENV)/.test
+	@sh tests/run.sh $(BIN)/python $(ARGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
+	@echo 'docs/_build/index.html'
+
+bench: $(VENV)/.bench
+	@sh tests/install-programs.sh gcc:build-essential ip:iproute2 ping:iputils-ping iperf3
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# -- one stamp for each set of packages --------------------------------------------------------------------------------
+
+$(VENV)/bin/python:
+	@echo '== making a virtual environment for Python $(VERSION) in $(VENV)'
+	@$(PYTHON) -m venv $(VENV) || { echo 'no venv module: apt-get install python3-venv'; exit 1; }
+	@$(PIP) install --upgrade pip
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml
+	@echo '== installing aiotuntap and uvloop'
+	@$(PIP) install --editable '.[uvloop]'
+	@touch $@
+
+$(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.bench: $(VENV)/.%: $(VENV)/bin/python pyproject.toml
+	@echo '== installing aiotuntap and what "make $*" needs'
+	@$(PIP) install --editable '.[all]' --group $*
+	@touch $@
