@@ -1,0 +1,35 @@
+"""Asynchronous, multi-queue TUN/TAP for Linux: every queue of an interface is a stream of frames."""
+
+from ._errors import (
+    DeviceGoneError,
+    InvalidFrameError,
+    LinkDownError,
+    QueueClosedError,
+    SetupError,
+    SetupPermissionError,
+    TuntapError,
+)
+from ._queue import TuntapQueue
+from ._tuntap import AsyncTuntap
+from ._types import Change, Counters, Frame, Link, LinkEvent, Mode, Offload, PacketStream, Stats
+
+__all__ = [
+    "AsyncTuntap",
+    "Change",
+    "Counters",
+    "DeviceGoneError",
+    "Frame",
+    "InvalidFrameError",
+    "Link",
+    "LinkDownError",
+    "LinkEvent",
+    "Mode",
+    "Offload",
+    "PacketStream",
+    "QueueClosedError",
+    "SetupError",
+    "SetupPermissionError",
+    "Stats",
+    "TuntapError",
+    "TuntapQueue",
+]
