@@ -1,0 +1,108 @@
+"""Every asynchronous test runs on asyncio and on uvloop, in a network namespace that this process alone lives in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import uvloop
+from blockbuster import BlockBuster
+
+from aiotuntap import _abi
+
+from .kernel.support import is_root
+
+CLONE_NEWNET = 0x40000000
+
+
+def _enter_private_namespace() -> str | None:
+    """Moves this process into a new network namespace, or says why the kernel cannot be tested here."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET) != 0:
+        return f"no new network namespace: {os.strerror(ctypes.get_errno())}; run as root or in 'unshare -Urnm'"
+    try:
+        os.close(os.open(_abi.NODE, os.O_RDWR))
+    except OSError as error:
+        return f"cannot open {_abi.NODE}: {error.strerror}"
+    # The kernel sends router solicitations and the like by itself; tests that want IPv6 turn it on.
+    for scope in ("all", "default"):
+        Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    return None
+
+
+_NO_KERNEL = _enter_private_namespace()
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays: the collections before and after each test need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if _NO_KERNEL is not None and is_root():
+        raise pytest.UsageError(f"root, but {_NO_KERNEL}")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests in ``tests/kernel`` need a TUN/TAP driver; the rest is pure code and runs anywhere."""
+    if _NO_KERNEL is None:
+        return
+    for item in items:
+        if "kernel" in item.path.parts:
+            item.add_marker(pytest.mark.skip(reason=_NO_KERNEL))
+
+
+def _open_queues() -> set[str]:
+    """Descriptors of the driver that this process has."""
+    found = set()
+    for entry in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of this very listing
+            if os.readlink(f"/proc/self/fd/{entry}") == _abi.NODE:
+                found.add(entry)
+    return found
+
+
+def _interfaces() -> set[str]:
+    return {name for _, name in socket.if_nameindex()}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """After each test: the same interfaces and threads as before it, and no descriptor of the driver."""
+    gc.collect()
+    interfaces, queues, threads = _interfaces(), _open_queues(), set(threading.enumerate())
+    yield
+    gc.collect()
+    assert _interfaces() == interfaces
+    assert _open_queues() == queues
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(1)  # it has told its result, and may not have ended yet
+    assert set(threading.enumerate()) <= threads
+
+
+_BLOCKER = BlockBuster(["aiotuntap"], excluded_modules=["aiotuntap.testing"])
+
+
+@pytest.fixture(autouse=True)
+def loop_is_never_blocked() -> Iterator[None]:
+    """A call in the package that would block the loop's thread fails the test."""
+    _BLOCKER.activate()
+    yield
+    _BLOCKER.deactivate()

@@ -1,0 +1,187 @@
+"""The other side of an interface: packet sockets, iproute2, and views of the loop that asyncio does not offer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import itertools
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import pytest
+
+from aiotuntap import AsyncTuntap
+from aiotuntap._abi import READ_SIZE
+
+_EXPERIMENTAL = 0x88B5
+_OUTGOING = 4
+_ids = itertools.count()
+
+
+def is_root() -> bool:
+    """Root of the machine, and not only of a user namespace."""
+    with open("/proc/self/uid_map") as mapped:
+        return os.geteuid() == 0 and mapped.read().split() == ["0", "0", str(2**32 - 1)]
+
+
+needs_root = pytest.mark.skipif(
+    not is_root(), reason="takes root of the machine: a user namespace has one user, no devices and no eBPF"
+)
+
+
+def unique(prefix: str = "t") -> str:
+    """An interface name that no other test uses."""
+    return f"{prefix}{os.getpid() % 10000}-{next(_ids)}"
+
+
+def ip(*arguments: str, check: bool = True) -> str:
+    """Runs iproute2 in this process's namespace."""
+    run = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    assert run.returncode == 0 or not check, run.stderr
+    return run.stdout
+
+
+def link(name: str, *prefix: str) -> dict[str, Any]:
+    """What ``ip -d -s -j link show`` says: a second opinion on everything."""
+    found: list[dict[str, Any]] = json.loads(ip(*prefix, "-d", "-s", "-j", "link", "show", "dev", name))
+    return found[0]
+
+
+def tun_info(name: str, *prefix: str) -> dict[str, Any]:
+    info: dict[str, Any] = link(name, *prefix)["linkinfo"]["info_data"]
+    return info
+
+
+def ipv4(number: int = 0, size: int = 64, destination: str = "10.11.12.13") -> bytes:
+    """An IPv4/UDP packet that nobody answers; the checksum of its header is right."""
+    header = bytearray(20)
+    header[0], header[8], header[9] = 0x45, 64, 17
+    header[2:4] = size.to_bytes(2)
+    header[4:6] = (number & 0xFFFF).to_bytes(2)
+    header[12:16] = bytes([10, 11, 12, 1])
+    header[16:20] = socket.inet_aton(destination)
+    total = sum(int.from_bytes(header[at : at + 2]) for at in range(0, 20, 2))
+    total = (total & 0xFFFF) + (total >> 16)
+    header[10:12] = (0xFFFF - (total & 0xFFFF) - (total >> 16)).to_bytes(2)
+    udp = b"\x30\x39\x00\x09" + (size - 20).to_bytes(2) + b"\0\0"
+    return bytes(header) + udp + number.to_bytes(4) + bytes(size - 32)
+
+
+class PacketPeer:
+    """The kernel's side of a TAP (or TUN) interface, through a packet(7) socket."""
+
+    def __init__(self, name: str, ethertype: int = _EXPERIMENTAL, *, tun: bool = False) -> None:
+        kind = socket.SOCK_DGRAM if tun else socket.SOCK_RAW
+        self.socket = socket.socket(socket.AF_PACKET, kind | socket.SOCK_NONBLOCK, socket.htons(ethertype))
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        self.socket.bind((name, ethertype))
+        self._name = name
+
+    def send(self, frame: bytes) -> None:
+        """Queues a frame for the interface's readers; the kernel does so before it returns."""
+        self.socket.send(frame)
+
+    def receive(self) -> list[bytes]:
+        """What arrived from the interface so far."""
+        got: list[bytes] = []
+        while True:
+            try:
+                data, address = self.socket.recvfrom(READ_SIZE)
+            except BlockingIOError:
+                return got
+            except OSError as error:
+                if error.errno != errno.ENETDOWN:  # told once after each time the interface was down
+                    raise
+                continue
+            if address[2] != _OUTGOING:
+                got.append(data)
+
+    async def write_frame(self, frame: bytes) -> None:
+        self.send(frame)
+
+    async def read_frame(self) -> bytes:
+        while True:
+            data, address = await receive_from(self.socket)
+            if address[2] != _OUTGOING:
+                return data
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+
+async def receive_from(sock: socket.socket) -> tuple[bytes, Any]:
+    """The next datagram of a non-blocking socket. uvloop has no sock_recvfrom."""
+    while True:
+        try:
+            return sock.recvfrom(READ_SIZE)
+        except BlockingIOError:
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def tap(**options: Any) -> AsyncIterator[AsyncTuntap]:
+    """A TAP interface that is up."""
+    async with AsyncTuntap(options.pop("name", unique()), mode="tap", **options) as interface:
+        await interface.configure(up=True)
+        yield interface
+
+
+@asynccontextmanager
+async def tun(**options: Any) -> AsyncIterator[AsyncTuntap]:
+    """A TUN interface that is up and has 10.11.12.1/24."""
+    async with AsyncTuntap(options.pop("name", unique()), mode="tun", **options) as interface:
+        await interface.configure(addresses=["10.11.12.1/24"], up=True)
+        yield interface
+
+
+@asynccontextmanager
+async def tap_with_peer(**options: Any) -> AsyncIterator[tuple[AsyncTuntap, PacketPeer]]:
+    async with tap(**options) as interface:
+        with PacketPeer(interface.name) as peer:
+            yield interface, peer
+
+
+@contextlib.contextmanager
+def named_netns() -> Iterator[str]:
+    """A namespace as ``ip netns`` makes it, with IPv6 quiet and lo up."""
+    name = unique("att")
+    ip("netns", "add", name)
+    try:
+        quiet = "for each in all default; do echo 1 > /proc/sys/net/ipv6/conf/$each/disable_ipv6; done"
+        ip("netns", "exec", name, "sh", "-c", quiet)
+        ip("-n", name, "link", "set", "lo", "up")
+        yield name
+    finally:
+        ip("netns", "del", name, check=False)
+
+
+def watched_fds() -> set[int]:
+    """Descriptors that any epoll instance of this process watches, by /proc, so that it works on both loops."""
+    watched = set()
+    for entry in os.listdir("/proc/self/fdinfo"):
+        with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{entry}") as info:
+            watched |= {int(line.split()[1]) for line in info if line.startswith("tfd:")}
+    return watched
+
+
+async def settle(turns: int = 5) -> None:
+    """Lets the loop go round a few times, polling each time."""
+    for _ in range(turns):
+        await asyncio.sleep(0.001)
+
+
+async def idle_share(seconds: float = 0.2) -> float:
+    """The share of one CPU, 0 to 1, that this thread uses while its loop has nothing to do."""
+    before = time.thread_time()
+    await asyncio.sleep(seconds)
+    return (time.thread_time() - before) / seconds

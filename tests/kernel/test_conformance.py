@@ -1,0 +1,54 @@
+"""The real queue, by the same checks as the in-memory pair: against the kernel, and against a peer queue via a bridge."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import pytest
+
+from aiotuntap import PacketStream, TuntapQueue
+from aiotuntap.testing import FarEnd, check_packet_stream
+
+from .support import PacketPeer, ip, ipv4, tap, tap_with_peer, tun, unique
+
+
+@asynccontextmanager
+async def tap_and_packet_socket() -> AsyncIterator[tuple[TuntapQueue, FarEnd]]:
+    async with tap_with_peer() as (interface, peer):
+        yield interface.queues[0], peer
+
+
+@asynccontextmanager
+async def tun_and_packet_socket() -> AsyncIterator[tuple[TuntapQueue, FarEnd]]:
+    async with tun() as interface:
+        with PacketPeer(interface.name, 0x0800, tun=True) as peer:
+            yield interface.queues[0], peer
+
+
+@asynccontextmanager
+async def two_taps_on_a_bridge() -> AsyncIterator[tuple[TuntapQueue, TuntapQueue]]:
+    bridge = unique("br")
+    ip("link", "add", bridge, "type", "bridge", "mcast_snooping", "0")
+    try:
+        async with tap() as one, tap() as other:
+            for each in (one, other):
+                ip("link", "set", each.name, "master", bridge)
+            ip("link", "set", bridge, "up")
+            yield one.queues[0], other.queues[0]
+    finally:
+        ip("link", "del", bridge)
+
+
+@pytest.mark.parametrize("pair", [tap_and_packet_socket, two_taps_on_a_bridge])
+async def test_tap(pair: Callable[[], AbstractAsyncContextManager[tuple[PacketStream, FarEnd]]]) -> None:
+    await check_packet_stream(pair)
+
+
+async def test_tun() -> None:
+    await check_packet_stream(tun_and_packet_socket, ipv4)
+
+
+async def test_is_a_packet_stream() -> None:
+    async with tap() as interface:
+        assert isinstance(interface.queues[0], PacketStream)
