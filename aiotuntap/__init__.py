@@ -1,5 +1,7 @@
 """Asynchronous, multi-queue TUN/TAP for Linux: every queue of an interface is a stream of frames."""
 
+import typing
+
 from ._errors import (
     DeviceGoneError,
     InvalidFrameError,
@@ -12,6 +14,11 @@ from ._errors import (
 from ._queue import TuntapQueue
 from ._tuntap import AsyncTuntap
 from ._types import Change, Counters, Frame, Link, LinkEvent, Mode, Offload, PacketStream, Stats
+from ._vnet import VnetHeader
+
+if typing.TYPE_CHECKING:
+    from ._coalesce import coalesce
+    from ._segment import segment
 
 __all__ = [
     "AsyncTuntap",
@@ -32,4 +39,20 @@ __all__ = [
     "Stats",
     "TuntapError",
     "TuntapQueue",
+    "VnetHeader",
+    "coalesce",
+    "segment",
 ]
+
+
+def __getattr__(name: str) -> typing.Any:
+    """These two import numpy, which takes as long as everything else together: when they are asked for."""
+    if name == "segment":
+        from ._segment import segment
+
+        return segment
+    if name == "coalesce":
+        from ._coalesce import coalesce
+
+        return coalesce
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from . import _abi
 from ._errors import SetupError
 from ._netns import Namespace, enter
+from ._offload import negotiate
 from ._types import Mode, Offload
 
 _INT = struct.Struct("@i")
@@ -129,6 +130,8 @@ class Options:
     offload: Offload = Offload.NONE
     napi: bool = False
     carrier: bool = True
+    #: Offloads that the user of the queues does not see.
+    transparent: bool = False
 
     @property
     def flags(self) -> int:
@@ -138,7 +141,7 @@ class Options:
             flags |= _abi.IFF_MULTI_QUEUE
         if not self.packet_info:
             flags |= _abi.IFF_NO_PI
-        if self.vnet_header:
+        if self.has_header:
             flags |= _abi.IFF_VNET_HDR
         if self.napi:
             flags |= _abi.IFF_NAPI
@@ -147,13 +150,18 @@ class Options:
         return flags
 
     @property
+    def has_header(self) -> bool:
+        """Whether frames carry a header towards the kernel. Without one, nobody could tell what is left undone."""
+        return self.vnet_header or self.transparent
+
+    @property
     def vnet_header_size(self) -> int:
         """In bytes. The UDP tunnel offloads need the long header, or every read fails and loses its frame."""
         return 24 if self.offload & (Offload.UDP_TUNNEL | Offload.UDP_TUNNEL_CSUM) else 10
 
     @property
     def max_frame(self) -> int:
-        """The largest frame worth offering the kernel, in bytes; it would accept, and then cut, far larger ones."""
+        """The largest frame to write, in bytes; the kernel would accept, and then cut, far larger ones."""
         size = _abi.MAX_PACKET
         if self.mode is Mode.TAP:
             size += _abi.ETHERNET_HEADER_SIZE + _abi.VLAN_TAG_SIZE
@@ -257,16 +265,23 @@ def header_size(file: QueueFile) -> int:
     return int(_INT.unpack(buffer)[0])
 
 
-def set_sticky(file: QueueFile, options: Options) -> None:
-    """Offloads and header size belong to the interface and outlive the process that set them: set them always."""
+def set_sticky(file: QueueFile, options: Options) -> Offload:
+    """Offloads and header size belong to the interface and outlive the process that set them: set them always.
+
+    Returns the offloads that are on.
+    """
     try:
         file.set_value(_abi.TUNSETOFFLOAD, 0)
-        if options.vnet_header:
+        offload = Offload.NONE
+        if options.has_header:
             file.set_int(_abi.TUNSETVNETHDRSZ, options.vnet_header_size)
-            file.set_value(_abi.TUNSETOFFLOAD, options.offload.value)
+            offload = negotiate(options.offload, lambda value: file.set_value(_abi.TUNSETOFFLOAD, value))
         if not options.carrier:
             file.set_int(_abi.TUNSETCARRIER, 0)
+        return offload
+    except SetupError:
+        raise
     except OSError as error:
         raise SetupError(
-            error.errno, f"the kernel refuses the settings {options.offload} or the header size: {error.strerror}"
+            error.errno, f"the kernel refuses the header size or the offloads {options.offload}: {error.strerror}"
         ) from error

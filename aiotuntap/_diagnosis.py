@@ -50,7 +50,7 @@ async def check_headers(name: str, options: Options, netns: Namespace, mine: Seq
     """
     interface = await find(name, netns)
     text = mismatch(interface, options) if interface is not None else None
-    if text is None and interface is not None and mine and options.vnet_header:
+    if text is None and interface is not None and mine and options.has_header:
         others = (interface.queues or 0) + (interface.disabled_queues or 0) - len(mine)
         size = header_size(mine[0])
         if others > 0 and size != options.vnet_header_size:
@@ -68,10 +68,11 @@ def mismatch(interface: Link, options: Options) -> str | None:
     for option, there, asked in (
         ("multi_queue", interface.multi_queue, options.multi_queue),
         ("packet_info", interface.packet_info, options.packet_info),
-        ("vnet_header", interface.vnet_header, options.vnet_header),
+        ("vnet_header", interface.vnet_header, options.has_header),
     ):
         if there != asked:
-            return f"it exists with {option}={there}: open it so, or remove it first"
+            also = ", which offloads need" if asked and options.transparent and option == "vnet_header" else ""
+            return f"it exists with {option}={there}{also}: open it so, or remove it first"
     return None
 
 

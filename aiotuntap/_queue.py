@@ -269,9 +269,7 @@ class TuntapQueue(FrameReader):
             InvalidFrameError: Some frames were refused: ``indexes`` says which. All others were written.
             LinkDownError, QueueClosedError, DeviceGoneError: Writing ended at once; a note on the exception says where.
         """
-        if isinstance(frames, (bytes, bytearray, memoryview, str)):
-            raise TypeError("write_frames takes several frames: write_frame takes one")
-        batch: Sequence[Frame] = frames if isinstance(frames, (list, tuple)) else list(frames)
+        batch = as_batch(frames)
         plain = self._is_plain(batch)
         refused: dict[int, InvalidFrameError] = {}
         index = 0
@@ -310,12 +308,7 @@ class TuntapQueue(FrameReader):
                 raise failure
             refused[index] = failure
             index += 1
-        if refused:
-            first, reason = next(iter(refused.items()))
-            raise InvalidFrameError(
-                f"{len(refused)} of {len(batch)} frames were refused; the first is number {first}: {reason}",
-                tuple(refused),
-            ) from reason
+        report(refused, len(batch))
 
     def _is_plain(self, batch: Sequence[Frame]) -> bool:
         """Whether none of the frames can be too large, so that write(2) may have them without another look.
@@ -342,11 +335,11 @@ class TuntapQueue(FrameReader):
                 if not isinstance(frame, (list, tuple)):
                     return os.write(self._fd, frame)  # type: ignore[arg-type]
                 return os.writev(self._fd, frame if len(frame) <= _MAX_PIECES else [b"".join(frame)])
-        raise self._too_large(size)
+        raise self._wrong_size(size, self._max_frame)
 
-    def _too_large(self, size: int) -> InvalidFrameError:
+    def _wrong_size(self, size: int, largest: int) -> InvalidFrameError:
         self._frames_refused += 1
-        return InvalidFrameError(f"a frame of {size} bytes: from 1 to {self._max_frame}, the largest of this interface")
+        return InvalidFrameError(f"a frame of {size} bytes: from 1 to {largest}, the largest of this interface")
 
     def _explain(self, error: OSError) -> Exception:
         """What an error of read(2) or write(2) means on this queue."""
@@ -450,6 +443,23 @@ def _set_done(turn: asyncio.Future[None]) -> None:
 def _caused(error: E, cause: OSError) -> E:
     error.__cause__ = cause
     return error
+
+
+def as_batch(frames: Iterable[Frame]) -> Sequence[Frame]:
+    """What `write_frames` was given, so that it can be counted."""
+    if isinstance(frames, (bytes, bytearray, memoryview, str)):
+        raise TypeError("write_frames takes several frames: write_frame takes one")
+    return frames if isinstance(frames, (list, tuple)) else list(frames)
+
+
+def report(refused: dict[int, InvalidFrameError], count: int) -> None:
+    """Raises one error for all frames of a batch that were refused, if any were."""
+    if refused:
+        first = min(refused)
+        raise InvalidFrameError(
+            f"{len(refused)} of {count} frames were refused; the first is number {first}: {refused[first]}",
+            tuple(sorted(refused)),
+        ) from refused[first]
 
 
 def size_of(frame: Frame) -> int:

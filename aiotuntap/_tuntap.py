@@ -6,7 +6,7 @@ import asyncio
 import errno
 import fcntl
 import grp
-import importlib
+import importlib.util
 import os
 import pwd
 import threading
@@ -31,6 +31,7 @@ from ._device import (
 )
 from ._errors import DeviceGoneError, QueueClosedError, SetupError
 from ._netns import Namespace, parse_namespace
+from ._offload import check as check_offload
 from ._queue import TuntapQueue
 from ._threads import run_in_thread
 from ._types import Link, LinkEvent, Mode, Offload, Stats
@@ -59,8 +60,11 @@ class AsyncTuntap:
         multi_queue: Whether there can be more than one. Must match an existing interface.
         exclusive: Refuse to attach to an existing interface.
         packet_info: Frames carry ``struct tun_pi`` in front: 16 bits of flags, 16 bits of Ethernet protocol.
-        vnet_header: Frames carry the kernel's virtio_net_hdr in front, of 10 bytes (24 with UDP tunnel offloads).
-        offload: What the kernel may leave undone in frames it hands out; needs ``vnet_header=True``.
+        vnet_header: Frames carry the kernel's virtio_net_hdr in front (`VnetHeader`), of 10 bytes, or of 24 with the
+            offloads for UDP tunnels. With offloads, one frame is then up to 64 KiB: the fast way for a switch.
+        offload: What the kernel may leave undone in frames that it hands out. Without ``vnet_header`` this is
+            transparent: frames are ordinary ones, segmented after reading and merged in `TuntapQueue.write_frames`.
+            That takes numpy, the extra ``offload``.
         napi: Frames written pass through NAPI, and so through receive offload.
         carrier: Whether the interface starts with a carrier.
         netns: Network namespace to open it in: a name as in ``ip netns``, or a path such as ``/proc/PID/ns/net``.
@@ -70,6 +74,7 @@ class AsyncTuntap:
 
     Raises:
         ValueError, TypeError: An argument makes no sense by itself. Nothing was opened.
+        ImportError: Transparent offloads without numpy.
     """
 
     def __init__(
@@ -100,13 +105,18 @@ class AsyncTuntap:
             raise ValueError(f"queues={queues} with multi_queue=False: more than one queue takes multi_queue=True")
         if not isinstance(offload, Offload):
             raise TypeError(f"offload {offload!r}: flags such as Offload.CSUM | Offload.TSO4")
-        if offload and not vnet_header:
-            raise ValueError(f"{offload} needs vnet_header=True: without the header nobody could tell what is undone")
+        check_offload(offload)
         self._name = name
         self._count = queues
         self._netns = None if netns is None else parse_namespace(netns)
         self._read_buffer = _parse_read_buffer(read_buffer)
-        self._options = Options(mode, multi_queue, exclusive, packet_info, vnet_header, offload, napi, carrier)
+        transparent = bool(offload) and not vnet_header
+        if transparent:
+            _check_transparent(offload, packet_info)
+        self._options = Options(
+            mode, multi_queue, exclusive, packet_info, vnet_header, offload, napi, carrier, transparent
+        )
+        self._queue_type = TuntapQueue
         self._index: int | None = None
         self._opened = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -175,13 +185,14 @@ class AsyncTuntap:
             mode=Mode.TUN if flags & _abi.IFF_TUN else Mode.TAP,
             **{"multi_queue": multi_queue, "vnet_header": bool(flags & _abi.IFF_VNET_HDR), **options},
         )
+        await self._choose_queue_type()
         netns = files[0].open_netns()
         try:
             where = self._netns if netns is None else netns
             diagnosis = await _import("_diagnosis")
             await diagnosis.check_headers(name, self._options, where)
             if "offload" in options:
-                set_sticky(files[0], self._options)
+                self._options = replace(self._options, offload=set_sticky(files[0], self._options))
             index = await run_in_thread(lambda: index_of(name, where))
         finally:
             if netns is not None:
@@ -271,7 +282,7 @@ class AsyncTuntap:
 
     @property
     def offload(self) -> Offload:
-        """The offloads asked for; the interface would not have opened without them."""
+        """The offloads that are on, or before opening, those asked for. An adopted interface is not asked for them."""
         return self._options.offload
 
     @property
@@ -330,6 +341,7 @@ class AsyncTuntap:
     async def _add(self, count: int) -> list[TuntapQueue]:
         first = not self._queues
         with self._busy(), self._where() as (name, netns):
+            await self._choose_queue_type()
             opened = await self._open_queues(name, count, netns, exclusive=first and self._options.exclusive)
             try:
                 if first:
@@ -342,6 +354,10 @@ class AsyncTuntap:
             except BaseException:
                 await run_in_thread(lambda: close_all(opened.files), or_here=True)
                 raise
+
+    async def _choose_queue_type(self) -> None:
+        if self._options.transparent and self._queue_type is TuntapQueue:
+            self._queue_type = (await _import("_transparent")).TransparentQueue
 
     async def _open_queues(self, name: str, count: int, netns: Namespace, *, exclusive: bool) -> Opened:
         options = replace(self._options, exclusive=exclusive)
@@ -358,7 +374,7 @@ class AsyncTuntap:
         if not opened.created:
             diagnosis = await _import("_diagnosis")
             await diagnosis.check_headers(opened.name, self._options, netns, mine=opened.files)
-        set_sticky(opened.files[0], self._options)
+        self._options = replace(self._options, offload=set_sticky(opened.files[0], self._options))
 
     def _check_same(self, opened: Opened) -> None:
         """Between the look at the name and attaching by it, the interface may have been renamed, moved or deleted."""
@@ -407,7 +423,7 @@ class AsyncTuntap:
         added: list[TuntapQueue] = []
         try:
             for file in files:
-                added.append(TuntapQueue(self, file, loop, self._options, self._read_buffer))
+                added.append(self._queue_type(self, file, loop, self._options, self._read_buffer))
             self.restore(files[0])
         except BaseException:
             for queue in added:
@@ -611,7 +627,7 @@ class AsyncTuntap:
 
 
 async def _import(module: str) -> ModuleType:
-    """A module that imports pyroute2, which takes too long for the loop's thread."""
+    """A module that imports pyroute2 or numpy, which takes too long for the loop's thread."""
     return await run_in_thread(lambda: importlib.import_module(f".{module}", __package__))
 
 
@@ -650,6 +666,18 @@ def _check_fd(fd: int) -> int:
     if not isinstance(fd, int) or isinstance(fd, bool) or not 0 <= fd < 1 << 31:
         raise TypeError(f"descriptor {fd!r}: a number, as from os.open or socket.recv_fds")
     return fd
+
+
+def _check_transparent(offload: Offload, packet_info: bool) -> None:
+    tunnels = offload & (Offload.UDP_TUNNEL | Offload.UDP_TUNNEL_CSUM)
+    if tunnels:
+        raise ValueError(f"{tunnels} needs vnet_header=True: super-frames inside a tunnel are not segmented here")
+    if packet_info:
+        raise ValueError("offloads with packet_info=True need vnet_header=True as well")
+    if importlib.util.find_spec("numpy") is None:
+        raise ImportError(
+            "offloads without vnet_header=True take numpy: pip install 'aiotuntap[offload]'", name="numpy"
+        )
 
 
 def _check_count(what: str, count: int) -> None:

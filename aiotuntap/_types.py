@@ -26,7 +26,12 @@ class Mode(enum.StrEnum):
 
 
 class Offload(enum.Flag):
-    """What the kernel may leave undone in frames that it hands out, ``TUN_F_*`` in ``<linux/if_tun.h>``."""
+    """What the kernel may leave undone in frames that it hands out, ``TUN_F_*`` in ``<linux/if_tun.h>``.
+
+    CSUM leaves out checksums. TSO4 and TSO6 make super-frames of TCP over IPv4 and IPv6, with ECN also where ECN marks
+    are, and USO4 and USO6, which go only together, of UDP. The two for UDP tunnels make super-frames of what is inside.
+    All others need CSUM. ALL is every one but those for tunnels, as far as the kernel has them.
+    """
 
     NONE = 0
     CSUM = _abi.TUN_F_CSUM
@@ -45,15 +50,26 @@ class Stats:
     """Frames that went through one queue, or the sum over several.
 
     Bytes are counted by the kernel, for the interface as a whole: counting them again for each frame that is read
-    would cost a twentieth of the time it takes to read it.
+    would cost a twentieth of the time it takes to read it. Super-frames are counted with transparent offloads only;
+    with ``vnet_header=True`` nothing here looks into a frame.
     """
 
-    #: Frames taken from the kernel.
+    #: Frames taken from the kernel, as they are read from the queue: with transparent offloads, after segmentation.
     frames_read: int = 0
-    #: Frames that the kernel took.
+    #: Frames that the kernel took, as they were written to the queue.
     frames_written: int = 0
     #: Frames that were not written because the kernel refused them or they were too large.
     frames_refused: int = 0
+    #: Frames that the kernel handed out and that did not hold together.
+    frames_dropped: int = 0
+    #: Super-frames that the kernel handed out, and the frames among `frames_read` that they were cut into.
+    super_frames_read: int = 0
+    segments_made: int = 0
+    #: Super-frames that the kernel took, and the frames among `frames_written` that went with them.
+    super_frames_written: int = 0
+    frames_coalesced: int = 0
+    #: Super-frames that the kernel refused while it took their frames one by one.
+    super_frames_refused: int = 0
 
     def __add__(self, other: Stats) -> Stats:
         return Stats(*map(sum, zip(astuple(self), astuple(other), strict=True)))

@@ -1,0 +1,34 @@
+"""The Internet checksum (RFC 1071), one frame at a time or many at once.
+
+A one's complement sum of 16-bit words is the same number modulo 65535, where 65536 is 1: hence the arithmetic. Words
+are big-endian, as in the headers. numpy adds up long data; without it Python's own integers do, at a fifth of the
+speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ._numpy import np
+
+# Bytes in all from which a call of numpy, 4 µs whatever it does, is worth its while.
+_MANY = 4096
+
+
+def word_sum(data: bytes | bytearray) -> int:
+    """The sum of the words, below 65535; an odd byte at the end counts as if a zero followed."""
+    # Little-endian, so that the missing byte is a zero at the high end; multiplying by 256 swaps the bytes.
+    return int.from_bytes(data, "little") % 65535 * 256 % 65535
+
+
+def word_sums(pieces: Sequence[bytes]) -> list[int]:
+    """The same of each piece, or more by a multiple of 65535. Fast for many that are of about one size."""
+    longest = len(max(pieces, key=len, default=b""))
+    if np is None or len(pieces) * longest < _MANY:
+        return [word_sum(piece) for piece in pieces]
+    # One row for each, filled up with zeros to whole 32-bit words.
+    filled = [piece if len(piece) == longest else piece.ljust(longest, b"\0") for piece in pieces]
+    data = bytes(-longest % 4).join([*filled, b""])
+    rows = np.frombuffer(data, "<u4").reshape(len(pieces), -1)
+    sums: list[int] = (rows.sum(1, dtype=np.uint64) * 256).tolist()
+    return sums
