@@ -33,7 +33,7 @@ docs: $(VENV)/.docs
 	@echo 'docs/_build/index.html'
 
 bench: $(VENV)/.bench
-	@sh tests/install-programs.sh gcc:build-essential ip:iproute2 ping:iputils-ping iperf3
+	@sh tests/install-programs.sh gcc:build-essential ip:iproute2 ping:iputils-ping iperf3 vde_switch:vde2
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:

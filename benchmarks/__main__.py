@@ -1,16 +1,27 @@
-"""``python -m benchmarks [per-frame] [forward] [ping] [idle] [--quick] [--rounds N]``"""
+"""``python -m benchmarks [BENCHMARK …] [--quick] [--rounds N]``: all of them by default."""
 
 from __future__ import annotations
 
 import argparse
 import os
 
-from . import forward, idle, per_frame, ping
+from . import forward, idle, napi, per_frame, ping, relay, segmentation, switch, transparent, uso
 from .lab import end_on_sigterm
 from .native import compiled
 from .report import machine
 
-BENCHMARKS = {"per-frame": per_frame.run, "forward": forward.run, "ping": ping.run, "idle": idle.run}
+BENCHMARKS = {
+    "per-frame": per_frame.run,
+    "forward": forward.run,
+    "relay": relay.run,
+    "transparent": transparent.run,
+    "segmentation": segmentation.run,
+    "uso": uso.run,
+    "switch": switch.run,
+    "ping": ping.run,
+    "napi": napi.run,
+    "idle": idle.run,
+}
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""A child process that moves packets between two namespaces: ``KIND LEFT RIGHT LIBRARY``.
+"""A child process that moves packets between two namespaces: ``KIND MODE OFFLOAD NAPI LEFT RIGHT LIBRARY``.
 
-Each makes one TUN interface in each namespace, called as the constants say, prints "ready", and ends by SIGTERM.
+Each makes one interface in each namespace, named as in ``path.py``, prints "ready", and ends by SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from aiotuntap import AsyncTuntap, TuntapQueue
+from aiotuntap import AsyncTuntap, Offload, TuntapQueue
 
 from .lab import enter, open_tun
 from .native import Loops
+from .path import LEFT, MTU, RIGHT, Forwarder
 from .report import LOOPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-LEFT, RIGHT = "left0", "right0"
-_MTU = 1500
 
 
 async def _pump(source: TuntapQueue, sink: TuntapQueue) -> None:
@@ -28,20 +26,30 @@ async def _pump(source: TuntapQueue, sink: TuntapQueue) -> None:
         await sink.write_frames(await source.read_frames())
 
 
-async def _aiotuntap(left: str, right: str) -> None:
-    async with AsyncTuntap(LEFT, mode="tun", netns=left) as a, AsyncTuntap(RIGHT, mode="tun", netns=right) as b:
+async def _aiotuntap(how: Forwarder, left: str, right: str) -> None:
+    def interface(name: str, netns: str) -> AsyncTuntap:
+        return AsyncTuntap(
+            name,
+            mode=how.mode,
+            netns=netns,
+            vnet_header=how.offload == "passed",
+            offload=Offload.NONE if how.offload == "none" else Offload.ALL,
+            napi=how.napi,
+        )
+
+    async with interface(LEFT, left) as a, interface(RIGHT, right) as b:
         print("ready", flush=True)
         await asyncio.gather(_pump(a.queues[0], b.queues[0]), _pump(b.queues[0], a.queues[0]))
 
 
-async def _queue_between(left: str, right: str) -> None:
+async def _queue_between(how: Forwarder, left: str, right: str) -> None:
     """What is written first: a callback reads a frame into a queue, a task takes it from there."""
     fds = open_tun(LEFT, left), open_tun(RIGHT, right)
     loop = asyncio.get_running_loop()
 
     def watch(source: int) -> asyncio.Queue[bytes]:
         frames: asyncio.Queue[bytes] = asyncio.Queue()
-        loop.add_reader(source, lambda: frames.put_nowait(os.read(source, _MTU)))
+        loop.add_reader(source, lambda: frames.put_nowait(os.read(source, MTU)))
         return frames
 
     async def pump(frames: asyncio.Queue[bytes], sink: int) -> None:
@@ -52,7 +60,7 @@ async def _queue_between(left: str, right: str) -> None:
     await asyncio.gather(pump(watch(fds[0]), fds[1]), pump(watch(fds[1]), fds[0]))
 
 
-async def _pytun(left: str, right: str) -> None:
+async def _pytun(how: Forwarder, left: str, right: str) -> None:
     from pytun import IFF_NO_PI, IFF_TUN, TunTapDevice
 
     devices = []
@@ -63,22 +71,23 @@ async def _pytun(left: str, right: str) -> None:
     for source, sink in (devices, devices[::-1]):
 
         def move(read: Callable[[int], bytes] = source.read, write: Callable[[bytes], int] = sink.write) -> None:
-            write(read(_MTU))
+            write(read(MTU))
 
         loop.add_reader(source.fileno(), move)
     print("ready", flush=True)
     await asyncio.get_running_loop().create_future()
 
 
-def main(kind: str, left: str, right: str, library: str) -> None:
+def main(kind: str, mode: str, offload: str, napi: str, left: str, right: str, library: str) -> None:
+    how = Forwarder(kind, mode, offload, napi == "napi")
     if kind == "c":
-        fds = open_tun(LEFT, left), open_tun(RIGHT, right)
+        fds = [open_tun(name, netns, mode, offload == "passed") for name, netns in ((LEFT, left), (RIGHT, right))]
         print("ready", flush=True)
         sys.exit(Loops(library).forward(*fds))
     name, _, loop = kind.partition("-")
     forwarder = {"aiotuntap": _aiotuntap, "queue": _queue_between, "pytun": _pytun}[name]
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-        runner.run(forwarder(left, right))
+        runner.run(forwarder(how, left, right))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _CLONE_NEWNET = 0x40000000
-_TUNSETIFF = 0x400454CA  # on x86, ARM and RISC-V
-_IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
+_TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0  # on x86, ARM and RISC-V
+_IFF_MODE = {"tun": 0x0001, "tap": 0x0002}
+_IFF_NO_PI, _IFF_VNET_HDR = 0x1000, 0x4000
+_TUN_F_ALL = 0x6F  # checksums, TSO for IPv4 and IPv6, with ECN, and USO for both
 
 #: Seconds that a child may take to be ready, or to end.
 _PATIENCE = 10
@@ -54,11 +56,14 @@ def _call(function: str, *arguments: int) -> None:
         raise SystemExit(f"{function}: {os.strerror(ctypes.get_errno())}; run as root")
 
 
-def open_tun(name: str, netns: str) -> int:
-    """A non-blocking descriptor of a new TUN interface; leaves the calling thread in *netns*."""
+def open_tun(name: str, netns: str, mode: str = "tun", super_frames: bool = False) -> int:
+    """A non-blocking descriptor of a new interface; leaves the calling thread in *netns*."""
     enter(netns)
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    fcntl.ioctl(fd, _TUNSETIFF, bytearray(struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI)))
+    flags = _IFF_MODE[mode] | _IFF_NO_PI | (_IFF_VNET_HDR if super_frames else 0)
+    fcntl.ioctl(fd, _TUNSETIFF, bytearray(struct.pack("16sH22x", name.encode(), flags)))
+    if super_frames:
+        fcntl.ioctl(fd, _TUNSETOFFLOAD, _TUN_F_ALL)
     return fd
 
 
@@ -92,11 +97,11 @@ def namespaces(count: int) -> Iterator[list[str]]:
 
 
 @contextmanager
-def child(command: Sequence[str], ready: str = "ready", quiet: bool = False) -> Iterator[int]:
+def child(command: Sequence[str], ready: str | None = "ready", quiet: bool = False) -> Iterator[int]:
     """Runs a program until the block ends, from when it printed a line that starts with *ready*. Gives its pid."""
     process = subprocess.Popen(
         command,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # nothing comes, and no end either: there are programs that end with their input
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL if quiet else None,
         text=True,
@@ -105,10 +110,7 @@ def child(command: Sequence[str], ready: str = "ready", quiet: bool = False) -> 
     )
     try:
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(ready):
-                break
-        else:
+        if ready is not None and not any(line.startswith(ready) for line in process.stdout):
             raise SystemExit(f"{' '.join(command)}: ended before it was ready")
         yield process.pid
     finally:
@@ -118,8 +120,9 @@ def child(command: Sequence[str], ready: str = "ready", quiet: bool = False) -> 
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def python_module(name: str, *arguments: str) -> list[str]:

@@ -36,6 +36,12 @@ class Loops:
         self.echo.argtypes = [number]
         self._ping = library.ping
         self._ping.argtypes = [data, number, number, ctypes.POINTER(ctypes.c_int64)]
+        self.copy_and_sum = library.copy_and_sum
+        self.copy_and_sum.argtypes = [data, number, number]
+        self.send_datagrams = library.send_datagrams
+        self.send_datagrams.argtypes = [data, number, number, number]
+        self._count_datagrams = library.count_datagrams
+        self._count_datagrams.argtypes = [number, number, number, number, ctypes.POINTER(ctypes.c_int64)]
 
     def ping(self, address: str, count: int, pause: int) -> list[int]:
         """Round trips in nanoseconds, *pause* nanoseconds apart; those without an answer are left out."""
@@ -44,6 +50,14 @@ class Loops:
         if result != count:
             raise OSError(-result, f"cannot ping {address}")
         return [time for time in times if time]
+
+    def count_datagrams(self, port: int, warm_up: int, time: int, pid: int) -> tuple[int, int, int]:
+        """Datagrams in about *time* milliseconds, how many nanoseconds it was, and CPU time that process *pid* used."""
+        figures = (ctypes.c_int64 * 3)()
+        result = self._count_datagrams(port, warm_up, time, pid, figures)
+        if result != 0:
+            raise OSError(-result, f"cannot receive on port {port}")
+        return figures[0], figures[1], figures[2]
 
 
 @contextmanager

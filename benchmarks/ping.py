@@ -33,12 +33,17 @@ def _responders(netns: str, library: str) -> dict[str, list[str]]:
     return found
 
 
+def round_trip(netns: str, target: str, library: str, count: int) -> float:
+    """The median of *count* pings from a namespace to an address, in nanoseconds."""
+    client = lab.python_module("responders", "ping", netns, target, library, str(count))
+    return float(subprocess.run(client, check=True, capture_output=True, text=True).stdout)
+
+
 def _measure(command: list[str], netns: str, library: str, count: int) -> float:
     with lab.child(command):
         lab.ip(netns, "address", "replace", _ADDRESS, "dev", _NAME)
         lab.ip(netns, "link", "set", _NAME, "up")
-        client = lab.python_module("responders", "ping", netns, _TARGET, library, str(count))
-        return float(subprocess.run(client, check=True, capture_output=True, text=True).stdout)
+        return round_trip(netns, _TARGET, library, count)
 
 
 def run(loops: Loops, rounds: int, quick: bool) -> None:

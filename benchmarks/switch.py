@@ -1,0 +1,116 @@
+"""Two stations behind ``examples/switch.py``, a bridge of the kernel, or ``vde_switch``: a TCP stream, then pings."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import iperf, lab
+from .ping import round_trip
+from .report import ratio, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from .native import Loops
+
+_PORT = "port0"
+_ADDRESSES = "10.79.0.1", "10.79.0.2"
+_EXAMPLE = Path(__file__).parent.parent / "examples" / "switch.py"
+_BRIDGE, _VDE = "Linux bridge, veth", "`vde_switch`"
+#: Seconds that `vde_switch` may take to make its interfaces.
+_PATIENCE = 10
+
+
+class _Result(NamedTuple):
+    gigabits: float
+    #: Nanoseconds.
+    round_trip: float
+
+
+@contextmanager
+def _example(left: str, right: str, middle: str) -> Iterator[None]:
+    with lab.child([sys.executable, str(_EXAMPLE), f"{left}:{_PORT}", f"{right}:{_PORT}"]):
+        yield
+
+
+@contextmanager
+def _bridge(left: str, right: str, middle: str) -> Iterator[None]:
+    """If the block fails, the end of the namespaces is the end of what is made here."""
+    lab.ip(middle, "link", "add", "bridge0", "up", "type", "bridge")
+    for name, station in (("left0", left), ("right0", right)):
+        lab.ip(middle, "link", "add", name, "type", "veth", "peer", "name", _PORT, "netns", station)
+        lab.ip(middle, "link", "set", name, "master", "bridge0", "up")
+    yield
+    for name in ("left0", "right0", "bridge0"):
+        lab.ip(middle, "link", "delete", name)
+
+
+@contextmanager
+def _vde_switch(left: str, right: str, middle: str) -> Iterator[None]:
+    names = {"left0": left, "right0": right}
+    with tempfile.TemporaryDirectory(prefix="aiotuntap-bench-") as folder:
+        command = ["vde_switch", "--sock", f"{folder}/control"]
+        for name in names:
+            command += ["--tap", name]
+        with lab.child(lab.in_namespace(middle, command), ready=None, quiet=True):  # it says nothing when it is ready
+            for name, station in names.items():
+                _wait_for(middle, name)
+                lab.ip(middle, "link", "set", name, "netns", station, "name", _PORT)
+            yield
+
+
+def _wait_for(netns: str, name: str) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while subprocess.run(["ip", "-n", netns, "link", "show", name], check=False, capture_output=True).returncode:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"vde_switch did not make the interface {name}")
+        time.sleep(0.02)
+
+
+def _measure(
+    switch: AbstractContextManager[None], left: str, right: str, loops: Loops, seconds: int, pings: int
+) -> _Result:
+    with switch:
+        for netns, address in zip((left, right), _ADDRESSES, strict=True):
+            lab.ip(netns, "address", "add", f"{address}/24", "dev", _PORT)
+            lab.ip(netns, "link", "set", _PORT, "up")
+        received = iperf.stream(left, _ADDRESSES[1], seconds)
+        return _Result(received.gigabits, round_trip(left, _ADDRESSES[1], loops.path, pings))
+
+
+def run(loops: Loops, rounds: int, quick: bool) -> None:
+    switches: dict[str, Callable[[str, str, str], AbstractContextManager[None]]] = {
+        _BRIDGE: _bridge,
+        _VDE: _vde_switch,
+        "`examples/switch.py`": _example,
+    }
+    results: dict[str, list[_Result]] = {label: [] for label in switches}
+    with lab.namespaces(3) as (left, right, middle), iperf.server(right):
+        for _ in range(rounds):
+            for label in random.sample(list(switches), len(switches)):
+                switch = switches[label](left, right, middle)
+                results[label].append(_measure(switch, left, right, loops, *((1, 200) if quick else (2, 1000))))
+    rows = []
+    for label, mine in results.items():
+        both = list(zip(mine, results[_BRIDGE], results[_VDE], strict=True))
+        rows.append(
+            [
+                label,
+                ratio([one.gigabits / bridge.gigabits for one, bridge, _ in both]),
+                ratio([one.gigabits / vde.gigabits for one, _, vde in both]),
+                ratio([one.round_trip / vde.round_trip for one, _, vde in both]),
+                f"{median(one.gigabits for one in mine):.2f}",
+                f"{median(one.round_trip for one in mine) / 1000:.1f}",
+            ]
+        )
+    heads = ["switch", "throughput, bridge = 1", "`vde_switch` = 1", "round trip, `vde_switch` = 1", "Gb/s", "µs"]
+    table("TCP and ping between two stations of a switch", heads, rows)

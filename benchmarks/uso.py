@@ -1,0 +1,75 @@
+"""UDP datagrams from one TUN interface to another: how many arrive each second, and what they cost the forwarder.
+
+The sender waits for nobody: what a forwarder has no time for is dropped in front of it.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import lab
+from .path import SERVER, Forwarder
+from .report import LOOPS, ratio, table
+
+if TYPE_CHECKING:
+    from .native import Loops
+
+#: Bytes of a datagram's payload, and datagrams in what the sender hands to the kernel at once.
+_SIZE, _COUNT = 1400, 40
+#: Milliseconds before counting begins.
+_WARM_UP = 300
+_C = "C, frame by frame"
+_CONTESTANTS = {
+    _C: Forwarder("c"),
+    **{f"aiotuntap, {loop}, frame by frame": Forwarder(f"aiotuntap-{loop}") for loop in LOOPS},
+    "C, super-frames passed through": Forwarder("c", offload="passed"),
+    **{
+        f"aiotuntap, {loop}, super-frames passed through": Forwarder(f"aiotuntap-{loop}", offload="passed")
+        for loop in LOOPS
+    },
+}
+
+
+class _Result(NamedTuple):
+    #: Datagrams a second.
+    rate: float
+    #: CPU time of the forwarder for each, in nanoseconds.
+    cost: float
+
+
+def _measure(forwarder: Forwarder, left: str, right: str, loops: Loops, milliseconds: int) -> _Result:
+    with forwarder.running(left, right, loops.path) as pid:
+        send = lab.python_module("datagrams", "send", left, SERVER, str(_SIZE), str(_COUNT), loops.path)
+        count = lab.python_module("datagrams", "count", right, str(_WARM_UP), str(milliseconds), str(pid), loops.path)
+        with lab.child(send):
+            done = subprocess.run(count, check=True, capture_output=True, text=True, timeout=30)
+    datagrams, nanoseconds, used = map(int, done.stdout.split())
+    if not datagrams:
+        raise SystemExit(f"{forwarder}: no datagram arrived")
+    return _Result(datagrams / nanoseconds * 1e9, used / datagrams)
+
+
+def run(loops: Loops, rounds: int, quick: bool) -> None:
+    results: dict[str, list[_Result]] = {label: [] for label in _CONTESTANTS}
+    with lab.namespaces(2) as (left, right):
+        for _ in range(rounds):
+            for label in random.sample(list(_CONTESTANTS), len(_CONTESTANTS)):
+                forwarder = _CONTESTANTS[label]
+                results[label].append(_measure(forwarder, left, right, loops, 500 if quick else 1000))
+    rows = []
+    for label, mine in results.items():
+        pairs = list(zip(mine, results[_C], strict=True))
+        rows.append(
+            [
+                label,
+                ratio([one.rate / c.rate for one, c in pairs]),
+                ratio([one.cost / c.cost for one, c in pairs]),
+                f"{median(one.rate for one in mine):.0f}",
+                f"{median(one.cost for one in mine):.0f}",
+            ]
+        )
+    heads = ["forwarder", "datagrams, C = 1", "CPU time of a datagram, C = 1", "datagrams a second", "ns a datagram"]
+    table(f"UDP datagrams of {_SIZE} bytes from one TUN to another", heads, rows)
