@@ -2,7 +2,8 @@
 
 A frame continues a run when its headers are those of the run's first frame, but for sequence number, identification,
 lengths, checksums and PSH. The headers that the next frame must have are kept as one large integer: one comparison, of
-what differs under a mask, is the whole rule.
+what differs under a mask, is the whole rule. And one comparison tells how many of the next frames continue a run, when
+they come as a sender with segmentation offload makes them: the integer then has the headers of all of them.
 
 Checksums are verified last, for all frames that would be merged, at one go.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from ._checksum import word_sum, word_sums
@@ -33,6 +35,9 @@ MERGEABLE = Offload.TSO4 | Offload.TSO6 | Offload.USO4 | Offload.USO6
 # Frames in one super-frame, and bytes of its IP packet.
 _MOST_FRAMES = 64
 _LARGEST = 65535
+
+# Frames of one size in a row from which it is worth trying to take them together.
+_MANY = 4
 
 _PSH, _ACK, _ECE = 0x08, 0x10, 0x40
 
@@ -105,10 +110,21 @@ def _collect(frames: Sequence[bytes], mode: Mode, offload: Offload, wrong: set[i
     flows: dict[bytes, _Run] = {}
     likely: dict[bytes, _Run] = {}
     probe, ipv4, ipv6 = _USUAL[mode]
-    for index, frame in enumerate(frames):
+    sizes = list(map(len, frames))
+    count = len(frames)
+    following = tried = 0
+    while following < count:
+        index, frame = following, frames[following]
+        following += 1
         key = frame[ipv4] if frame[probe] < _BELOW_IPV6 else frame[ipv6]
         run = likely.get(key)
         if run is not None and index not in wrong and run.join(index, frame):
+            if following >= tried and not wrong:
+                tried = following
+                while tried < count and sizes[tried] == sizes[index]:
+                    tried += 1
+                if tried - following >= _MANY:
+                    following += run.join_many(following, frames[following:tried])
             continue
         new = _Run(index, frame)
         runs.append(new)
@@ -155,6 +171,7 @@ class _Run:
         "_first",
         "_ip_shift",
         "_ip_sum",
+        "_last",
         "_layout",
         "_mask",
         "_most",
@@ -264,9 +281,42 @@ class _Run:
             return False
         self.indexes.append(index)
         self._expected += self._step
+        self._last = headers
         if short or headers & self._push:
             self.ended = True
         return True
+
+    def join_many(self, index: int, frames: Sequence[bytes]) -> int:
+        """Takes as many frames as continue the run without PSH and, for IPv4, with one identification after the other.
+
+        They are of the same size as those before, and the first of them has number *index*. Returns how many it took:
+        there may be more that `join` would.
+        """
+        _, protocol, network, transport, payload, end = self._layout
+        count = min(len(frames), self._most_whole - len(self.indexes))
+        # By how much a field of a few bits grows from frame to frame, and where it ends.
+        steps = [(end - payload, 8 * (payload - transport - 8))] if protocol == TCP else []
+        if self._layout.version == 4:
+            ident, checksum = 8 * (payload - network - 6), 8 * (payload - network - 12)
+            # As the identification grows, the header checksum falls. Neither may wrap and spill into its neighbour.
+            count = min(count, 0xFFFF - (self._last >> ident & 0xFFFF), self._last >> checksum & 0xFFFF)
+            steps += [(1, ident), (-1, checksum)]
+        if self.ended or count < _MANY:
+            return 0
+        if self._udp and any(frame[payload - 2 : payload] == b"\0\0" for frame in frames):
+            return 0
+        headers = int.from_bytes(b"".join([frame[:payload] for frame in frames[:count]]))
+        expected = int.from_bytes(self._last.to_bytes(payload) * count)
+        numbers = _numbers(count, payload)
+        for step, shift in steps:
+            expected += numbers * step << shift
+        mask = (1 << 8 * payload) - 1 - (0xFFFF << 8 * (payload - transport - CHECKSUM_AT[protocol] - 2))
+        different = (headers ^ expected) & _repeated(mask, count, payload)
+        if different:
+            count -= 1 + (different.bit_length() - 1) // (8 * payload)
+        self.indexes += range(index, index + count)
+        self._expected += self._step * count
+        return count
 
     def checksum_rest(self) -> tuple[int, int]:
         """What, added to the sum of all words of a frame, is 0 modulo 65535 if its checksum is right.
@@ -295,7 +345,7 @@ class _Run:
             headers[transport + 13] |= chain[-1][transport + 13] & _PSH
         else:
             _WORD.pack_into(headers, transport + 4, length)
-        partial = (word_sum(addresses(self._first, self._layout)) + protocol + length) % 65535
+        partial = (word_sum(addresses(self._first, self._layout)) + protocol + length) % 65535 or 0xFFFF
         _WORD.pack_into(headers, transport + CHECKSUM_AT[protocol], partial)
         vnet = BASIC.pack(
             VnetHeader.NEEDS_CSUM,
@@ -307,6 +357,18 @@ class _Run:
         )
         more = bytes(header_size - HEADER_SIZE)
         return b"".join([vnet, more, headers, *[frame[payload:] for frame in chain]])
+
+
+@lru_cache(maxsize=256)
+def _numbers(count: int, size: int) -> int:
+    """The numbers from 1 to *count*, each in as many bytes, as one integer."""
+    return int.from_bytes(b"".join([number.to_bytes(size) for number in range(1, count + 1)]))
+
+
+@lru_cache(maxsize=256)
+def _repeated(mask: int, count: int, size: int) -> int:
+    """A number of so many bytes, over and over."""
+    return int.from_bytes(mask.to_bytes(size) * count)
 
 
 _WORD = struct.Struct(">H")

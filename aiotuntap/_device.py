@@ -164,7 +164,7 @@ class Options:
         """The largest frame to write, in bytes; the kernel would accept, and then cut, far larger ones."""
         size = _abi.MAX_PACKET
         if self.mode is Mode.TAP:
-            size += _abi.ETHERNET_HEADER_SIZE + _abi.VLAN_TAG_SIZE
+            size += _abi.ETHERNET_HEADER_SIZE + 2 * _abi.VLAN_TAG_SIZE
         if self.packet_info:
             size += _abi.PI_SIZE
         if self.vnet_header:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import suppress
 
 from ._errors import SetupError
 from ._types import Offload
@@ -61,6 +62,8 @@ def negotiate(offload: Offload, set_offload: Callable[[int], None]) -> Offload:
             on |= step
         except OSError as error:
             if error.errno != errno.EINVAL:
+                with suppress(OSError):
+                    set_offload(0)
                 raise
             refused |= step
     if Offload.ALL in offload:

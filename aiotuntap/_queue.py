@@ -68,6 +68,7 @@ class TuntapQueue(FrameReader):
         "_closed",
         "_fd",
         "_file",
+        "_frames_dropped",
         "_frames_read",
         "_frames_refused",
         "_frames_written",
@@ -96,7 +97,7 @@ class TuntapQueue(FrameReader):
         self._closed = False
         self._writers: deque[asyncio.Future[None]] = deque()
         self._writes = 0
-        self._frames_read = self._frames_written = self._frames_refused = 0
+        self._frames_read = self._frames_written = self._frames_refused = self._frames_dropped = 0
         self._resume()
 
     def __repr__(self) -> str:
@@ -119,7 +120,7 @@ class TuntapQueue(FrameReader):
     @property
     def stats(self) -> Stats:
         """What went through this queue since it was opened here, as a new snapshot. Frames count when they leave the kernel."""
-        return Stats(self._frames_read, self._frames_written, self._frames_refused)
+        return Stats(self._frames_read, self._frames_written, self._frames_refused, self._frames_dropped)
 
     def fileno(self) -> int:
         """The descriptor, or -1 when closed. It stays this queue's: register, read or close it and things break."""
@@ -169,15 +170,18 @@ class TuntapQueue(FrameReader):
     def _pull(self, limit: int) -> None:
         frames: list[bytes] = []
         try:
-            # A loop in C: extend() keeps what it got when the last read finds the ring empty.
-            frames.extend(map(os.read, repeat(self._fd, limit), repeat(_abi.READ_SIZE)))
+            self._read(frames, limit)
             self._more = True
         except BlockingIOError:
             self._more = False
         except OSError as error:
-            self._fail(error)
+            self._read_failed(error)
         self._buffer += frames
         self._frames_read += len(frames)
+
+    def _read(self, frames: list[bytes], limit: int) -> None:
+        # A loop in C: extend() keeps what it got when the last read finds the ring empty.
+        frames.extend(map(os.read, repeat(self._fd, limit), repeat(_abi.READ_SIZE)))
 
     def _on_readable(self) -> None:
         self._pulls = 0
@@ -200,11 +204,20 @@ class TuntapQueue(FrameReader):
             except BlockingIOError:
                 return
             except OSError as error:
-                self._fail(error)
+                self._read_failed(error)
                 return
             self._more = True
             self._frames_read += 1
         turn.give_now()
+
+    def _read_failed(self, error: OSError) -> None:
+        if error.errno in (errno.EINVAL, errno.EFAULT):
+            # A frame that the kernel cannot put into words: a kind of super-frame that virtio_net_hdr has no name for,
+            # or a header that is too short for it. It is used up, and there may be others behind it.
+            self._frames_dropped += 1
+            self._more = True
+        else:
+            self._fail(error)
 
     def _pause(self) -> None:
         if self._flowing:

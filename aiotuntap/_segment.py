@@ -64,10 +64,10 @@ def segment(frame: Buffer, mode: Mode | str, *, header_size: int = HEADER_SIZE) 
     if len(data) - header_size < _SHORTEST[mode]:
         raise InvalidFrameError(f"{len(data)} bytes are too few for a header of {header_size} and a {mode} frame")
     flags, gso_type, hdr_len, gso_size, csum_start, csum_offset = BASIC.unpack_from(data)
-    if not gso_type and not flags & _NEEDS_CSUM:
-        return [data[header_size:]]
     if hdr_len > len(data) - header_size:
         raise InvalidFrameError(f"hdr_len {hdr_len} is more than the frame has")
+    if not gso_type and not flags & _NEEDS_CSUM:
+        return [data[header_size:]]
     csum_start += header_size
     if not gso_type:
         return [_complete(data, header_size, mode, csum_start, csum_offset)]
@@ -81,6 +81,8 @@ def segment(frame: Buffer, mode: Mode | str, *, header_size: int = HEADER_SIZE) 
         raise InvalidFrameError(f"gso_type {gso_type:#x} on IPv{layout.version} with protocol {layout.protocol}")
     if layout.end != len(data):
         raise InvalidFrameError(f"{len(data) - layout.end} bytes after the end of the packet")
+    if layout.protocol == UDP and _WORD.unpack_from(data, layout.transport + 4)[0] != layout.end - layout.transport:
+        raise InvalidFrameError("the UDP header speaks of another length than there is")
     if flags & _NEEDS_CSUM:
         if csum_start != layout.transport or csum_offset != CHECKSUM_AT[layout.protocol]:
             raise InvalidFrameError("the checksum is not where the transport header has it")
@@ -96,8 +98,9 @@ def _complete(data: bytes, start: int, mode: Mode, csum_start: int, csum_offset:
     if csum_start < network + {0: 0, 4: 20, 6: 40}[version] or at + 2 > len(data):
         raise InvalidFrameError(f"a checksum from byte {csum_start - start} on, kept at {at - start}, cannot be")
     check = -word_sum(data[csum_start:]) % 65535
-    if not check and csum_offset == CHECKSUM_AT[UDP]:
-        check = 0xFFFF  # 0 means that there is none (RFC 768)
+    # For UDP, 0 means that there is none (RFC 768). And only where there is nothing but zeros, the sum is 0 itself.
+    if not check and (csum_offset == CHECKSUM_AT[UDP] or not any(data[csum_start:])):
+        check = 0xFFFF
     return data[start:at] + check.to_bytes(2) + data[at + 2 :]
 
 

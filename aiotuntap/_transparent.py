@@ -34,8 +34,8 @@ class TransparentQueue(TuntapQueue):
 
     __slots__ = (
         "_frames_coalesced",
-        "_frames_dropped",
         "_header",
+        "_left_behind",
         "_merging",
         "_segments_made",
         "_super_frames_read",
@@ -55,7 +55,9 @@ class TransparentQueue(TuntapQueue):
         self._header = bytes(options.vnet_header_size)
         #: The offloads for which frames are merged.
         self._merging = options.offload & MERGEABLE
-        self._frames_dropped = self._super_frames_read = self._segments_made = 0
+        #: Frames in the super-frame that the last `_pull` left to the next one, as far as that can be guessed; or 0.
+        self._left_behind = 0
+        self._super_frames_read = self._segments_made = 0
         self._super_frames_written = self._frames_coalesced = self._super_frames_refused = 0
         super().__init__(owner, file, loop, options, read_buffer)
         self._max_frame += len(self._header)
@@ -80,6 +82,10 @@ class TransparentQueue(TuntapQueue):
     def _pull(self, limit: int) -> None:
         header, buffer = self._header, self._buffer
         before = len(buffer)
+        if before and limit < self._left_behind:
+            self._left_behind = 0  # a second time in a row, it is read all the same
+            return
+        self._left_behind = 0
         most = before + limit
         try:
             for _ in range(BATCH):
@@ -92,12 +98,13 @@ class TransparentQueue(TuntapQueue):
                 # A super-frame that looks like going past the limit is left where it is: it would be cut in two, and
                 # whoever writes its halves merges each of them alone.
                 if len(buffer) + made > most and len(buffer) > before:
+                    self._left_behind = made
                     break
             self._more = True
         except BlockingIOError:
             self._more = False
         except OSError as error:
-            self._fail(error)
+            self._read_failed(error)
         self._frames_read += len(buffer) - before
 
     def _take(self, data: bytes) -> int:
@@ -205,8 +212,10 @@ class TransparentQueue(TuntapQueue):
             self._frames_written += len(merged.indexes) - 1
             return
         before = len(refused)
-        for number in merged.indexes:
+        while merged.indexes:
+            number = merged.indexes[0]
             await self._write_alone(self._header + plain[number], places[number], refused)
+            del merged.indexes[0]  # those that stay were not written
         if len(refused) == before:  # it was not one of its frames: this kernel does not take such super-frames
             self._super_frames_refused += 1
             self._merging &= ~merged.kind

@@ -33,6 +33,7 @@ from ._errors import DeviceGoneError, QueueClosedError, SetupError
 from ._netns import Namespace, parse_namespace
 from ._offload import check as check_offload
 from ._queue import TuntapQueue
+from ._super_frames import SuperFrameQueue, keep_freed_memory
 from ._threads import run_in_thread
 from ._types import Link, LinkEvent, Mode, Offload, Stats
 
@@ -116,7 +117,7 @@ class AsyncTuntap:
         self._options = Options(
             mode, multi_queue, exclusive, packet_info, vnet_header, offload, napi, carrier, transparent
         )
-        self._queue_type = TuntapQueue
+        self._queue_type: type[TuntapQueue] = TuntapQueue
         self._index: int | None = None
         self._opened = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -356,8 +357,11 @@ class AsyncTuntap:
                 raise
 
     async def _choose_queue_type(self) -> None:
-        if self._options.transparent and self._queue_type is TuntapQueue:
-            self._queue_type = (await _import("_transparent")).TransparentQueue
+        if self._options.offload and self._queue_type is TuntapQueue:
+            keep_freed_memory()
+            self._queue_type = SuperFrameQueue
+            if self._options.transparent:
+                self._queue_type = (await _import("_transparent")).TransparentQueue
 
     async def _open_queues(self, name: str, count: int, netns: Namespace, *, exclusive: bool) -> Opened:
         options = replace(self._options, exclusive=exclusive)

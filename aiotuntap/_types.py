@@ -60,7 +60,7 @@ class Stats:
     frames_written: int = 0
     #: Frames that were not written because the kernel refused them or they were too large.
     frames_refused: int = 0
-    #: Frames that the kernel handed out and that did not hold together.
+    #: Frames that the kernel could not hand out, or that did not hold together.
     frames_dropped: int = 0
     #: Super-frames that the kernel handed out, and the frames among `frames_read` that they were cut into.
     super_frames_read: int = 0
