@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import NamedTuple
 
 from ._abi import ETHERNET_HEADER_SIZE, VLAN_TAG_SIZE
@@ -11,14 +10,15 @@ from ._types import Mode
 
 TCP, UDP = 6, 17
 
-ETH_IPV4, ETH_IPV6 = 0x0800, 0x86DD
-_VLAN_TAGS = (0x8100, 0x88A8)
+_ETHERNET_TYPES = {b"\x08\x00": 4, b"\x86\xdd": 6}
+_VLAN_TAGS = (b"\x81\x00", b"\x88\xa8")
 _MOST_VLAN_TAGS = 2
+
+# Bytes of the IP header, by version.
+_SHORTEST = {4: 20, 6: 40}
 
 # IPv6 extension headers that may stand before TCP and UDP: hop-by-hop, routing, destination options (RFC 8200).
 _EXTENSIONS = (0, 43, 60)
-
-_WORD = struct.Struct(">H")
 
 #: Where the checksum is in the transport header, by protocol.
 CHECKSUM_AT = {TCP: 16, UDP: 6}
@@ -40,32 +40,21 @@ def network_header(frame: bytes, start: int, mode: Mode) -> tuple[int, int]:
     """Offset and IP version of the network header of the frame that begins at *start*; version 0 for anything else.
 
     Raises:
-        InvalidFrameError: It ends before that header, or its Ethernet type contradicts what is there.
+        InvalidFrameError: The frame ends before that header does.
     """
-    size = len(frame)
     at = start
-    kind = 0
     if mode is Mode.TAP:
         at += ETHERNET_HEADER_SIZE
-        for _ in range(_MOST_VLAN_TAGS + 1):
-            if at > size:
-                raise InvalidFrameError("the frame ends within its Ethernet header")
-            (kind,) = _WORD.unpack_from(frame, at - 2)
-            if kind not in _VLAN_TAGS:
+        for _ in range(_MOST_VLAN_TAGS):
+            if frame[at - 2 : at] not in _VLAN_TAGS:
                 break
             at += VLAN_TAG_SIZE
-        if kind not in (ETH_IPV4, ETH_IPV6):
-            return at, 0
-    if at >= size:
-        raise InvalidFrameError("the frame ends before its network header")
-    version = frame[at] >> 4
-    if kind and version != (4 if kind == ETH_IPV4 else 6):
-        raise InvalidFrameError(f"Ethernet type {kind:#06x} on a packet of IP version {version}")
-    if version not in (4, 6):
-        return at, 0
-    if at + (20 if version == 4 else 40) > size:
-        raise InvalidFrameError(f"the frame ends within its IPv{version} header")
-    return at, version
+        version = _ETHERNET_TYPES.get(frame[at - 2 : at], 0)
+    else:
+        version = int.from_bytes(frame[at : at + 1]) >> 4
+    if at + _SHORTEST.get(version, 0) > len(frame):
+        raise InvalidFrameError("the frame ends before its network header does")
+    return at, version if version in _SHORTEST else 0
 
 
 def parse(frame: bytes, start: int, mode: Mode) -> Layout:
@@ -75,6 +64,8 @@ def parse(frame: bytes, start: int, mode: Mode) -> Layout:
         InvalidFrameError: It is none, or its headers and lengths do not hold together.
     """
     network, version = network_header(frame, start, mode)
+    if version and frame[network] >> 4 != version:
+        raise InvalidFrameError(f"the Ethernet header says IPv{version}, and the packet is IPv{frame[network] >> 4}")
     if version == 4:
         transport = network + (frame[network] & 15) * 4
         protocol = frame[network + 9]

@@ -10,19 +10,23 @@ import json
 import os
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 import pytest
 
 from aiotuntap import AsyncTuntap
 from aiotuntap._abi import READ_SIZE
+from aiotuntap._netns import enter
 
 _EXPERIMENTAL = 0x88B5
 _OUTGOING = 4
 _ids = itertools.count()
+T = TypeVar("T")
 
 
 def is_root() -> bool:
@@ -163,6 +167,57 @@ def named_netns() -> Iterator[str]:
         yield name
     finally:
         ip("netns", "del", name, check=False)
+
+
+def inside(netns: str | None, work: Callable[[], T]) -> T:
+    """What *work* returns in a namespace, on a thread that ends there; None is this process's own."""
+    if netns is None:
+        return work()
+    results: list[T] = []
+
+    def run() -> None:
+        enter(netns)
+        results.append(work())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def turn_on_ipv6(name: str, netns: str | None = None) -> None:
+    """On one interface that is still down, and without what the kernel would say by itself about addresses."""
+
+    def write() -> None:
+        for setting, value in {"accept_dad": 0, "router_solicitations": 0, "disable_ipv6": 0}.items():
+            Path(f"/proc/sys/net/ipv6/conf/{name}/{setting}").write_text(str(value))
+
+    inside(netns, write)
+
+
+async def until_own(address: str, netns: str | None = None) -> None:
+    """Waits until an IPv6 address can be used, which takes the kernel a moment even if it looks for no duplicates."""
+
+    def is_own() -> bool:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind((address, 0))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                return False
+            return True
+
+    async with asyncio.timeout(10):
+        while not inside(netns, is_own):
+            await asyncio.sleep(0.001)
+
+
+def features_on(name: str) -> set[str]:
+    """What ``ethtool -k`` shows as on."""
+    run = subprocess.run(["ethtool", "-k", name], capture_output=True, text=True, check=True)
+    lines = [line.strip().partition(": ") for line in run.stdout.splitlines()]
+    return {feature for feature, _, state in lines if state.startswith("on")}
 
 
 def watched_fds() -> set[int]:

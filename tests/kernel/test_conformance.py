@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
-from aiotuntap import PacketStream, TuntapQueue
+from aiotuntap import Offload, PacketStream, TuntapQueue
 from aiotuntap.testing import FarEnd, check_packet_stream
 
 from .support import PacketPeer, ip, ipv4, tap, tap_with_peer, tun, unique
@@ -27,6 +27,19 @@ async def tun_and_packet_socket() -> AsyncIterator[tuple[TuntapQueue, FarEnd]]:
 
 
 @asynccontextmanager
+async def transparent_tap_and_packet_socket() -> AsyncIterator[tuple[TuntapQueue, FarEnd]]:
+    async with tap_with_peer(offload=Offload.ALL) as (interface, peer):
+        yield interface.queues[0], peer
+
+
+@asynccontextmanager
+async def transparent_tun_and_packet_socket() -> AsyncIterator[tuple[TuntapQueue, FarEnd]]:
+    async with tun(offload=Offload.ALL) as interface:
+        with PacketPeer(interface.name, 0x0800, tun=True) as peer:
+            yield interface.queues[0], peer
+
+
+@asynccontextmanager
 async def two_taps_on_a_bridge() -> AsyncIterator[tuple[TuntapQueue, TuntapQueue]]:
     bridge = unique("br")
     ip("link", "add", bridge, "type", "bridge", "mcast_snooping", "0")
@@ -40,13 +53,17 @@ async def two_taps_on_a_bridge() -> AsyncIterator[tuple[TuntapQueue, TuntapQueue
         ip("link", "del", bridge)
 
 
-@pytest.mark.parametrize("pair", [tap_and_packet_socket, two_taps_on_a_bridge])
-async def test_tap(pair: Callable[[], AbstractAsyncContextManager[tuple[PacketStream, FarEnd]]]) -> None:
+Pair = Callable[[], AbstractAsyncContextManager[tuple[PacketStream, FarEnd]]]
+
+
+@pytest.mark.parametrize("pair", [tap_and_packet_socket, transparent_tap_and_packet_socket, two_taps_on_a_bridge])
+async def test_tap(pair: Pair) -> None:
     await check_packet_stream(pair)
 
 
-async def test_tun() -> None:
-    await check_packet_stream(tun_and_packet_socket, ipv4)
+@pytest.mark.parametrize("pair", [tun_and_packet_socket, transparent_tun_and_packet_socket])
+async def test_tun(pair: Pair) -> None:
+    await check_packet_stream(pair, ipv4)
 
 
 async def test_is_a_packet_stream() -> None:

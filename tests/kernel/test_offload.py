@@ -1,0 +1,425 @@
+"""Offloads as the kernel has them: which are on, headers that it refuses, who may attach, and what stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from aiotuntap import AsyncTuntap, InvalidFrameError, Mode, Offload, SetupError, TuntapQueue, VnetHeader, _abi
+from aiotuntap._device import QueueFile, header_size
+from aiotuntap._offload import check
+from aiotuntap._transparent import TransparentQueue
+from aiotuntap.testing import example_frame
+
+from ..offload_reference import NEEDS_CSUM, TCP, UDP, Packet, filler, vnet_header
+from .support import features_on, ip, settle, tap, tap_with_peer, tun_info, unique
+
+CSUM, TSO4, TSO6, ECN = Offload.CSUM, Offload.TSO4, Offload.TSO6, Offload.ECN
+USO, ALL = Offload.USO4 | Offload.USO6, Offload.ALL
+TUNNEL, TUNNEL_CSUM = Offload.UDP_TUNNEL, Offload.UDP_TUNNEL_CSUM
+
+UDP_SEGMENT = 103  # <linux/udp.h>
+
+FEATURES = {
+    CSUM: {"tx-checksum-ip-generic"},
+    TSO4: {"tx-tcp-segmentation"},
+    TSO6: {"tx-tcp6-segmentation"},
+    ECN: {"tx-tcp-ecn-segmentation"},
+    USO: {"tx-udp-segmentation"},
+    TUNNEL: {"tx-udp_tnl-segmentation"},
+    TUNNEL_CSUM: {"tx-udp_tnl-csum-segmentation"},
+}
+
+
+def offloads_on(name: str) -> set[str]:
+    """Of the features that offloads stand for, those that ethtool shows as on."""
+    return features_on(name) & set().union(*FEATURES.values())
+
+
+def features(offload: Offload) -> set[str]:
+    return set().union(*(names for flags, names in FEATURES.items() if flags & offload))
+
+
+# -- which are on ------------------------------------------------------------------------------------------------------
+
+
+async def test_combinations_are_refused_exactly_where_the_kernel_refuses_them() -> None:
+    async with AsyncTuntap(unique(), mode="tap", vnet_header=True) as interface:
+        file = interface.queues[0]._file
+        file.set_int(_abi.TUNSETVNETHDRSZ, 24)
+
+        def kernel_takes(value: int) -> bool:
+            try:
+                file.set_value(_abi.TUNSETOFFLOAD, value)
+            except OSError as error:
+                assert error.errno == errno.EINVAL
+                return False
+            return True
+
+        def is_valid(value: int) -> bool:
+            try:
+                check(Offload(value))
+            except ValueError:
+                return False
+            return True
+
+        lacking = NONE = Offload.NONE
+        for flags, company in ((USO, CSUM), (TUNNEL, CSUM | TSO4), (TUNNEL_CSUM, CSUM | TSO4 | TUNNEL)):
+            if not kernel_takes((flags | company).value):
+                lacking |= flags
+        legacy = _abi.TUN_F_UFO  # accepted with CSUM, means nothing any more, and is no Offload
+        for value in range(0x200):
+            if Offload(value & ~legacy) & lacking == NONE:
+                valid = is_valid(value & ~legacy) and (not value & legacy or bool(value & CSUM.value))
+                assert kernel_takes(value) == valid, f"{value:#x}"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"vnet_header": True},
+        {"offload": CSUM},
+        {"offload": CSUM | TSO4},
+        {"offload": CSUM | TSO6 | ECN, "vnet_header": True},
+        {"offload": CSUM | USO},
+        {"offload": ALL},
+        {"offload": ALL | TUNNEL, "vnet_header": True},
+        {"offload": ALL | TUNNEL | TUNNEL_CSUM, "vnet_header": True},
+    ],
+    ids=lambda options: ", ".join(f"{option}={value}" for option, value in options.items()) or "none",
+)
+async def test_ethtool_shows_what_was_asked_for(options: dict[str, Any]) -> None:
+    offload = options.get("offload", Offload.NONE)
+    tunnels = bool(offload & (TUNNEL | TUNNEL_CSUM))
+    async with AsyncTuntap(unique(), mode="tap" if tunnels else "tun", **options) as interface:
+        assert interface.offload == offload
+        assert offloads_on(interface.name) == features(offload)
+        # Without a header, nobody could tell what is left undone in a frame.
+        assert tun_info(interface.name)["vnet_hdr"] == bool(options)
+        (queue,) = interface.queues
+        assert isinstance(queue, TransparentQueue) == (offload != Offload.NONE and "vnet_header" not in options)
+        assert header_size(queue._file) == (24 if tunnels else 10)
+
+
+def lacks(patch: pytest.MonkeyPatch, offload: Offload) -> None:
+    """From here on the kernel does not know these."""
+    set_value = QueueFile.set_value
+
+    def refuse(file: QueueFile, request: int, value: int) -> None:
+        if request == _abi.TUNSETOFFLOAD and value & offload.value:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        set_value(file, request, value)
+
+    patch.setattr(QueueFile, "set_value", refuse)
+
+
+@pytest.mark.parametrize("vnet_header", [False, True], ids=["transparent", "pass-through"])
+@pytest.mark.parametrize("lacking", [USO, ECN, ALL], ids=str)
+async def test_all_is_what_the_kernel_has(monkeypatch: pytest.MonkeyPatch, lacking: Offload, vnet_header: bool) -> None:
+    lacks(monkeypatch, lacking)
+    async with tap_with_peer(offload=ALL, vnet_header=vnet_header) as (interface, peer):
+        assert interface.offload == ALL & ~lacking
+        assert offloads_on(interface.name) == features(ALL & ~lacking)
+        (queue,) = interface.queues
+        header = bytes(10) if vnet_header else b""
+        await queue.write_frames([header + example_frame(1), header + example_frame(2)])
+        assert [await peer.read_frame() for _ in range(2)] == [example_frame(1), example_frame(2)]
+        peer.send(example_frame(3))
+        assert await queue.read_frame() == header + example_frame(3)
+
+
+async def test_a_kernel_without_an_offload_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left on, though some of what was asked for could have been."""
+    lacks(monkeypatch, USO)
+    name = unique()
+    ip("tuntap", "add", "mode", "tun", "name", name, "multi_queue")
+    try:
+        for vnet_header in (False, True):
+            with pytest.raises(SetupError, match=r"does not know Offload.USO4\|USO6:") as caught:
+                await AsyncTuntap(name, mode="tun", offload=CSUM | TSO4 | USO, vnet_header=vnet_header).open()
+            assert caught.value.errno == errno.EINVAL
+            assert offloads_on(name) == set()
+    finally:
+        ip("link", "del", name)
+
+
+async def test_24_bytes_in_front_with_tunnels() -> None:
+    async with tap_with_peer(vnet_header=True, offload=CSUM | TSO4 | TUNNEL) as (interface, peer):
+        (queue,) = interface.queues
+        peer.send(example_frame(1))
+        assert await queue.read_frame() == bytes(24) + example_frame(1)
+        await queue.write_frame(bytes(24) + example_frame(2))
+        assert await peer.read_frame() == example_frame(2)
+        with pytest.raises(InvalidFrameError):
+            await queue.write_frame(bytes(24) + example_frame(2)[:13])
+
+
+async def test_a_super_frame_inside_a_tunnel_says_where_the_inner_packet_is() -> None:
+    """UDP_SEGMENT over a vxlan that goes through the interface: the long header as the kernel fills it."""
+    vxlan = unique("vx")
+    async with AsyncTuntap(unique(), mode="tap", vnet_header=True, offload=ALL | TUNNEL | TUNNEL_CSUM) as interface:
+        await interface.configure(addresses=["10.0.0.2/24"], up=True)
+        ip("neigh", "add", "10.0.0.1", "lladdr", "02:00:00:00:00:01", "dev", interface.name)
+        options = ("id", "7", "remote", "10.0.0.1", "dstport", "4789", "dev", interface.name)
+        run = subprocess.run(["ip", "link", "add", vxlan, "type", "vxlan", *options], capture_output=True, check=False)
+        if run.returncode:
+            pytest.skip("this kernel has no vxlan")
+        try:
+            ip("addr", "add", "10.1.0.2/24", "dev", vxlan)
+            ip("link", "set", vxlan, "up")
+            ip("neigh", "add", "10.1.0.1", "lladdr", "02:00:00:00:00:09", "dev", vxlan)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+                sender.sendto(filler(10_000, 2), ("10.1.0.1", 4000))
+            async with asyncio.timeout(5):
+                frame = await interface.queues[0].read_frame()
+            await settle()  # out of the queue's own callback
+        finally:
+            ip("link", "del", vxlan)
+        header = VnetHeader.unpack(frame, 24)
+        assert header.flags & NEEDS_CSUM
+        assert header.gso_type == VnetHeader.GSO_UDP_L4 | VnetHeader.GSO_UDP_TUNNEL_IPV4
+        # Ethernet 14, IPv4 20, UDP 8, vxlan 8, and inside again Ethernet 14, IPv4 20, UDP 8.
+        assert (header.outer_th_offset, header.inner_nh_offset, header.csum_start) == (34, 64, 84)
+        assert (header.hdr_len, header.gso_size) == (92, 1000)
+        assert frame[24 + 92 :] == filler(10_000, 2)
+
+
+# -- frames with a header of their own ---------------------------------------------------------------------------------
+
+TO_KERNEL = Packet(mode=Mode.TAP, protocol=UDP, destination_port=4000)
+SMALL = replace(TO_KERNEL, payload=filler(100, 3))
+UDP_DATA = replace(TO_KERNEL, payload=filler(5000, 4))
+TCP_DATA = replace(UDP_DATA, protocol=TCP)
+WHOLE, SIZE = SMALL.build(), len(SMALL.build())
+
+ACCEPTED = {
+    "nothing left undone": bytes(10) + WHOLE,
+    "a checksum to complete": vnet_header(flags=NEEDS_CSUM, csum_start=34, csum_offset=6) + SMALL.build(partial=True),
+    "flags that nobody knows": vnet_header(flags=0xF0) + WHOLE,
+    "hdr_len up to the end": vnet_header(hdr_len=SIZE) + WHOLE,
+    "TCP over IPv4": TCP_DATA.super_frame(1000),
+    "TCP over IPv6": replace(TCP_DATA, version=6).super_frame(1000),
+    "TCP, hdr_len 0": TCP_DATA.super_frame(1000, hdr_len=0),
+    "TCP, no NEEDS_CSUM": vnet_header(gso_type=1, gso_size=1000) + TCP_DATA.build(),
+    "TCP, gso_size past the payload": TCP_DATA.super_frame(6000),
+    "TCP with ECN": TCP_DATA.super_frame(1000, gso_type=0x81),
+    "TCPV6 on IPv4, no NEEDS_CSUM": vnet_header(gso_type=4, gso_size=1000) + TCP_DATA.build(),
+    "TCPV4 on UDP, checksum as of TCP": UDP_DATA.super_frame(1000, gso_type=1, csum_offset=16),
+    "USO": UDP_DATA.super_frame(1000),
+    "USO, gso_size past the payload": UDP_DATA.super_frame(6000),
+    "USO, 125 segments": replace(SMALL, payload=filler(12_500, 5)).super_frame(100),
+    "USO, 128 segments": replace(SMALL, payload=filler(12_800, 5)).super_frame(100),
+    "UFO": UDP_DATA.super_frame(1000, gso_type=3),
+    "UFO, no NEEDS_CSUM": vnet_header(gso_type=3, gso_size=1000) + UDP_DATA.build(),
+}
+
+REFUSED = {
+    "shorter than the header": bytes(9),
+    "a header alone": bytes(10),
+    "13 bytes behind the header": bytes(10) + WHOLE[:13],
+    "hdr_len past the end": vnet_header(hdr_len=SIZE + 1) + WHOLE,
+    "hdr_len within Ethernet": vnet_header(hdr_len=13) + WHOLE,
+    "csum_start at the end": vnet_header(flags=NEEDS_CSUM, csum_start=SIZE) + WHOLE,
+    "checksum past the end by a byte": vnet_header(flags=NEEDS_CSUM, csum_start=SIZE - 7, csum_offset=6) + WHOLE,
+    "csum_offset past the end": vnet_header(flags=NEEDS_CSUM, csum_start=34, csum_offset=0xFFF0) + WHOLE,
+    "checksum within Ethernet": vnet_header(flags=NEEDS_CSUM) + WHOLE,
+    "gso_type 2": UDP_DATA.super_frame(1000, gso_type=2),
+    "gso_type 7": UDP_DATA.super_frame(1000, gso_type=7),
+    "ECN alone": vnet_header(gso_type=0x80, gso_size=1000) + WHOLE,
+    "USO, gso_size 0": UDP_DATA.super_frame(0),
+    "USO, gso_size 65535": UDP_DATA.super_frame(0xFFFF),
+    "USO, no NEEDS_CSUM": UDP_DATA.super_frame(1000, flags=0),
+    "USO with ECN": UDP_DATA.super_frame(1000, gso_type=0x85),
+    "USO, 129 segments": replace(SMALL, payload=filler(12_900, 5)).super_frame(100),
+    "TCP, gso_size 0": TCP_DATA.super_frame(0),
+    "TCP, gso_size 65535": TCP_DATA.super_frame(0xFFFF),
+    "TCP, checksum as of UDP": TCP_DATA.super_frame(1000, csum_offset=6),
+    "TCPV4 on UDP": UDP_DATA.super_frame(1000, gso_type=1),
+    "TCPV6 on IPv4": TCP_DATA.super_frame(1000, gso_type=4),
+    "inside a tunnel over IPv4, short header": UDP_DATA.super_frame(1000, gso_type=0x25),
+    "inside a tunnel over IPv6, short header": UDP_DATA.super_frame(1000, gso_type=0x45),
+}
+
+#: What a UDP socket gets of those above.
+DELIVERED = {
+    "nothing left undone": [100],
+    "a checksum to complete": [100],
+    "flags that nobody knows": [100],
+    "hdr_len up to the end": [100],
+    "TCPV4 on UDP, checksum as of TCP": [5000],
+    "USO": [1000] * 5,
+    "USO, gso_size past the payload": [5000],
+    "USO, 125 segments": [100] * 125,
+    "USO, 128 segments": [100] * 128,
+    "UFO": [5000],
+    "UFO, no NEEDS_CSUM": [5000],
+}
+
+
+async def test_headers_that_the_kernel_takes_and_headers_that_it_refuses() -> None:
+    """Each refused one is an InvalidFrameError of its own frame, and the stream goes on."""
+    async with AsyncTuntap(unique(), mode="tap", vnet_header=True, offload=ALL) as interface:
+        await interface.configure(addresses=["10.0.0.2/24"], mac="02:00:00:00:00:02", up=True)
+        (queue,) = interface.queues
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as receiver:
+            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+            receiver.bind(("10.0.0.2", 4000))
+
+            def received() -> list[int]:
+                sizes = []
+                while True:
+                    try:
+                        sizes.append(len(receiver.recv(_abi.READ_SIZE)))
+                    except BlockingIOError:
+                        return sizes
+
+            for name, frame in ACCEPTED.items():
+                try:
+                    await queue.write_frame(frame)
+                except InvalidFrameError as error:
+                    raise AssertionError(f"{name}: {error}") from None
+                assert received() == DELIVERED.get(name, []), name
+            for name, frame in REFUSED.items():
+                for write in (queue.write_frame, write_now(queue)):
+                    try:
+                        await write(frame)
+                    except InvalidFrameError as error:
+                        assert error.indexes == (0,)
+                    else:
+                        raise AssertionError(f"{name}: written")
+                assert received() == [], name
+            assert queue.stats.frames_written == len(ACCEPTED)
+            assert queue.stats.frames_refused == 2 * len(REFUSED)
+
+            names = sorted(ACCEPTED | REFUSED)
+            with pytest.raises(InvalidFrameError) as caught:
+                await queue.write_frames([(ACCEPTED | REFUSED)[name] for name in names])
+            assert [names[index] for index in caught.value.indexes] == sorted(REFUSED)
+            assert sorted(received()) == sorted(size for sizes in DELIVERED.values() for size in sizes)
+
+
+def write_now(queue: TuntapQueue) -> Callable[[bytes], Awaitable[None]]:
+    async def write(frame: bytes) -> None:
+        queue.write_frame_nowait(frame)
+
+    return write
+
+
+def test_passing_super_frames_through_takes_no_numpy() -> None:
+    """And what `segment` makes of one, `coalesce` makes into the very same one, header included."""
+    code = f"""
+        import asyncio, socket, sys
+        sys.modules["numpy"] = None
+        from aiotuntap import AsyncTuntap, Offload, coalesce, segment
+
+        async def main():
+            async with AsyncTuntap({unique()!r}, mode="tun", vnet_header=True, offload=Offload.ALL) as tun:
+                await tun.configure(addresses=["10.0.0.2/24"], up=True)
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                    sender.setsockopt(socket.IPPROTO_UDP, {UDP_SEGMENT}, 1000)
+                    sender.sendto(b"data" * 2600, ("10.0.0.1", 4000))
+                whole = await tun.queues[0].read_frame()
+                frames = segment(whole, "tun")
+                print(len(frames), coalesce(frames, "tun") == [whole], "_transparent" in sys.modules)
+
+        asyncio.run(asyncio.wait_for(main(), 20))
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert run.stdout == "11 True False\n", run.stderr
+
+
+# -- who attaches ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "match"),
+    [
+        ({}, {"offload": ALL}, "vnet_header=False, which offloads need"),
+        ({"offload": ALL}, {}, "vnet_header=True: open it so"),
+        ({"vnet_header": True, "offload": ALL | TUNNEL}, {"offload": ALL}, "headers of 24 bytes, and these .* need 10"),
+    ],
+)
+async def test_headers_that_do_not_match_are_reported(there: dict[str, Any], asked: dict[str, Any], match: str) -> None:
+    """And refused before anything about the interface was changed."""
+    async with AsyncTuntap(unique(), mode="tap", **there) as first:
+        before = features_on(first.name), header_size(first.queues[0]._file)
+        with pytest.raises(SetupError, match=match) as caught:
+            await AsyncTuntap(first.name, mode="tap", **asked).open()
+        assert caught.value.errno == errno.EINVAL
+        assert (features_on(first.name), header_size(first.queues[0]._file)) == before
+        assert tun_info(first.name)["numqueues"] == 1
+
+
+async def test_offloads_are_those_of_the_last_who_opened_a_persistent_interface() -> None:
+    name = unique()
+    openings: list[dict[str, Any]] = [
+        {"vnet_header": True, "offload": ALL | TUNNEL},
+        {"offload": CSUM | TSO4},
+        {"vnet_header": True},
+        {"offload": ALL},
+        {},
+        {"vnet_header": True, "offload": CSUM},
+    ]
+    ip("tuntap", "add", "mode", "tap", "name", name, "multi_queue")
+    try:
+        for options in openings:
+            async with AsyncTuntap(name, mode="tap", **options) as interface:
+                offload = options.get("offload", Offload.NONE)
+                assert interface.offload == offload and offloads_on(name) == features(offload)
+                assert tun_info(name)["vnet_hdr"] == bool(options)
+                if options:
+                    assert header_size(interface.queues[0]._file) == (24 if offload & TUNNEL else 10)
+    finally:
+        ip("link", "del", name)
+
+
+async def test_queues_that_are_added_are_of_the_same_kind() -> None:
+    async with tap_with_peer(queues=2, offload=ALL) as (interface, peer):
+        added = await interface.add_queues(2)
+        assert [type(queue) for queue in interface.queues] == [TransparentQueue] * 4
+        assert tun_info(interface.name)["numqueues"] == 4
+        for number, queue in enumerate(interface.queues):
+            await queue.write_frame(example_frame(number))
+            assert await peer.read_frame() == example_frame(number)
+        await interface.remove_queues(*interface.queues[:2])
+        for queue in added:
+            await queue.write_frames([example_frame(5), example_frame(6)])
+            assert [await peer.read_frame() for _ in range(2)] == [example_frame(5), example_frame(6)]
+        assert interface.stats.frames_written == 8
+        assert offloads_on(interface.name) == features(ALL)
+
+
+async def test_adopting_with_transparent_offloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    lacks(monkeypatch, USO)
+    async with tap_with_peer(queues=2, vnet_header=True) as (first, peer):
+        fds = [os.dup(queue.fileno()) for queue in first.queues]
+        with pytest.raises(SetupError, match="vnet_header=True"):
+            await AsyncTuntap.adopt(fds, vnet_header=False)
+        async with await AsyncTuntap.adopt(fds, offload=ALL, vnet_header=False) as adopted:
+            assert [type(queue) for queue in adopted.queues] == [TransparentQueue] * 2
+            assert adopted.offload == ALL & ~USO and offloads_on(first.name) == features(ALL & ~USO)
+            for number, queue in enumerate(adopted.queues):
+                await queue.write_frame(example_frame(number))
+                assert await peer.read_frame() == example_frame(number)
+    async with tap() as plain:
+        fd = os.dup(plain.queues[0].fileno())
+        try:
+            with pytest.raises(SetupError, match="vnet_header=False, which offloads need"):
+                await AsyncTuntap.adopt([fd], offload=ALL)
+            assert offloads_on(plain.name) == set()
+        finally:
+            os.close(fd)
