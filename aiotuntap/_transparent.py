@@ -88,7 +88,7 @@ class TransparentQueue(TuntapQueue):
         self._left_behind = 0
         most = before + limit
         try:
-            for _ in range(BATCH):
+            for _ in range(max(limit, BATCH)):  # those that are dropped count as well
                 data = os.read(self._fd, _abi.READ_SIZE)
                 if data.startswith(header):
                     buffer.append(data[len(header) :])

@@ -738,6 +738,14 @@ async def test_super_frames_are_read_up_to_the_limit_and_not_cut_in_two() -> Non
         assert numbers_of(itertools.chain(*got)) == list(range(200))
 
 
+async def test_a_limit_beyond_the_buffer_takes_what_the_kernel_has() -> None:
+    async with transparent(read_buffer=16) as (interface, queue):
+        with PacketPeer(interface.name, 0x0800, tun=True) as peer:
+            for number in range(400):
+                peer.send(ipv4(number, 32))
+        assert numbers_of(await queue.read_frames(10_000)) == list(range(400))
+
+
 async def test_nowait() -> None:
     async with transparent() as (_, queue):
         with pytest.raises(BlockingIOError):
