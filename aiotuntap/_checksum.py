@@ -23,12 +23,14 @@ def word_sum(data: bytes | bytearray) -> int:
 
 def word_sums(pieces: Sequence[bytes]) -> list[int]:
     """The same of each piece, or more by a multiple of 65535. Fast for many that are of about one size."""
-    longest = len(max(pieces, key=len, default=b""))
+    sizes = list(map(len, pieces))
+    longest = max(sizes, default=0)
     if np is None or len(pieces) * longest < _MANY:
         return [word_sum(piece) for piece in pieces]
     # One row for each, filled up with zeros to whole 32-bit words.
-    filled = [piece if len(piece) == longest else piece.ljust(longest, b"\0") for piece in pieces]
-    data = bytes(-longest % 4).join([*filled, b""])
+    if sizes.count(longest) < len(sizes):
+        pieces = [piece.ljust(longest, b"\0") for piece in pieces]
+    data = bytes(-longest % 4).join([*pieces, b""])
     rows = np.frombuffer(data, "<u4").reshape(len(pieces), -1)
     sums: list[int] = (rows.sum(1, dtype=np.uint64) * 256).tolist()
     return sums

@@ -120,10 +120,9 @@ def _collect(frames: Sequence[bytes], mode: Mode, offload: Offload, wrong: set[i
         run = likely.get(key)
         if run is not None and index not in wrong and run.join(index, frame):
             if following >= tried and not wrong:
-                tried = following
-                while tried < count and sizes[tried] == sizes[index]:
-                    tried += 1
-                if tried - following >= _MANY:
+                same = _equal_ones(sizes[following : following + _MOST_FRAMES], sizes[index])
+                tried = following + same
+                if same >= _MANY:
                     following += run.join_many(following, frames[following:tried])
             continue
         new = _Run(index, frame)
@@ -357,6 +356,13 @@ class _Run:
         )
         more = bytes(header_size - HEADER_SIZE)
         return b"".join([vnet, more, headers, *[frame[payload:] for frame in chain]])
+
+
+def _equal_ones(sizes: list[int], size: int) -> int:
+    """How many at the beginning are of that size."""
+    if sizes.count(size) == len(sizes):
+        return len(sizes)
+    return next(index for index, each in enumerate(sizes) if each != size)
 
 
 @lru_cache(maxsize=256)

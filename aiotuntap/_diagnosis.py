@@ -70,9 +70,11 @@ def mismatch(interface: Link, options: Options) -> str | None:
         ("packet_info", interface.packet_info, options.packet_info),
         ("vnet_header", interface.vnet_header, options.has_header),
     ):
-        if there != asked:
-            also = ", which offloads need" if asked and options.transparent and option == "vnet_header" else ""
-            return f"it exists with {option}={there}{also}: open it so, or remove it first"
+        if there == asked:
+            continue
+        if option == "vnet_header" and options.transparent:
+            return "it exists with vnet_header=False, and offloads need a header: leave them out, or remove it first"
+        return f"it exists with {option}={there}: open it so, or remove it first"
     return None
 
 

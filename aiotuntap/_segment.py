@@ -1,15 +1,13 @@
 """From one frame with a virtio_net_hdr to plain frames: what the network card would have done.
 
-The segments of a super-frame differ in a few 16-bit words of their headers. `_Fields` says which and how, once for both
-ways of making segments: one at a time, with numbers, and many at a time, as the rows of a matrix, with one numpy array
-for each field. The matrix takes as long to set up as five segments made alone, and then a twentieth for each of them.
+There are two ways that give the same. Few segments are made one after the other. Many are the rows of a matrix: what
+differs in their headers are a few columns, and numpy adds up all payloads at once. The matrix takes as long to set up
+as five segments made alone, and then a twentieth for each of them.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import Any
 
 from ._checksum import word_sum
 from ._errors import InvalidFrameError
@@ -27,7 +25,7 @@ _KINDS = {
     VnetHeader.GSO_UDP_L4: ((4, UDP), (6, UDP)),
 }
 
-_WORD = struct.Struct(">H")
+_WORD, _TWO_WORDS, _LONG = struct.Struct(">H"), struct.Struct(">HH"), struct.Struct(">I")
 # From the total length to the checksum, from the sequence number to the checksum, and from the length on.
 _IPV4, _TCP, _UDP = struct.Struct(">HHHHH"), struct.Struct(">IIHHH"), struct.Struct(">HH")
 
@@ -113,68 +111,96 @@ def _cut(data: bytes, start: int, layout: Layout, gso_size: int) -> list[bytes]:
 
 
 def _cut_few(data: bytes, start: int, layout: Layout, gso_size: int, last: int, flags: int) -> list[bytes]:
-    fields = _Fields(data, layout)
-    headers = bytearray(data[start : layout.payload])
+    template = _Template(data, start, layout)
     segments = []
     for index in range(last + 1):
-        at = index * gso_size
-        piece = data[layout.payload + at : layout.payload + at + gso_size]
+        at = layout.payload + index * gso_size
+        piece = data[at : at + gso_size]
         own = flags & ~(_CWR if index else 0) & ~(_FIN_PSH if index < last else 0)
-        ident, sequence = fields.ident + index & 0xFFFF, fields.sequence + at & 0xFFFFFFFF
-        for place, value in fields(ident, sequence, len(piece), own, word_sum(piece)):
-            _WORD.pack_into(headers, place - start, value & 0xFFFF)
-        segments.append(bytes(headers) + piece)
+        segments.append(template.headers(index, index * gso_size, len(piece), own, word_sum(piece)) + piece)
     return segments
 
 
 def _cut_many(data: bytes, start: int, layout: Layout, gso_size: int, last: int, flags: int) -> list[bytes]:
-    fields = _Fields(data, layout)
-    payload = layout.payload
+    version, protocol, network, transport, payload, end = layout
+    template = _Template(data, start, layout)
     # A row is headers and payload, each filled up to whole 32-bit words, so that the payload can be added up as such.
-    headers = payload - start
-    lead = headers + -headers % 4
-    before = lead - headers
-    end = lead + gso_size
-    rows = np.empty((last + 1, end + -end % 4), np.uint8)
-    rows[:, before:lead] = np.frombuffer(data, np.uint8, headers, start)
-    rows[:last, lead:end] = np.frombuffer(data, np.uint8, last * gso_size, payload).reshape(last, gso_size)
-    rest = layout.end - payload - last * gso_size
-    rows[last, lead : lead + rest] = np.frombuffer(data, np.uint8, rest, layout.end - rest)
-    rows[last, lead + rest :] = 0
-    if end % 4:
-        rows[:, end:] = 0
-    sums = rows[:, lead:].view("<u4").sum(1, dtype=np.uint64).view(np.int64) * 256
-    words = rows[:, before:lead].view(">u2")
-    idents = np.arange(fields.ident, fields.ident + last + 1)
-    sequences = np.arange(fields.sequence, fields.sequence + (last + 1) * gso_size, gso_size)
-    if fields.ident + last > 0xFFFF:
-        idents &= 0xFFFF
-    if fields.sequence + last * gso_size > 0xFFFFFFFF:
-        sequences &= 0xFFFFFFFF
-    for place, values in fields(idents, sequences, gso_size, flags & ~(_CWR | _FIN_PSH), sums):
-        words[:, (place - start) // 2] = values  # which keeps the low 16 bits
-    for index, size, own in ((0, gso_size, flags & ~_FIN_PSH), (last, rest, flags & ~_CWR)):
-        if index or flags & _CWR:
-            values = fields(int(idents[index]), int(sequences[index]), size, own, int(sums[index]))
-            for place, value in values:
-                words[index, (place - start) // 2] = value & 0xFFFF
-    # One item of raw bytes for each row: numpy makes the objects in a loop of its own.
-    segments: list[bytes] = rows[:, before:end].view(f"V{headers + gso_size}")[:, 0].tolist()
+    size = payload - start
+    before = -size % 4
+    lead = before + size
+    rows = np.empty((last + 1, lead + gso_size + -gso_size % 4), np.uint8)
+    rest = end - payload - last * gso_size
+    whole = last + (rest == gso_size)
+    rows[:whole, lead : lead + gso_size] = np.frombuffer(data, np.uint8, whole * gso_size, payload).reshape(whole, -1)
+    if gso_size % 4:
+        rows[:, lead + gso_size :] = 0
     if rest < gso_size:
-        segments[last] = segments[last][: headers + rest]
+        rows[last, lead : lead + rest] = np.frombuffer(data, np.uint8, rest, end - rest)
+        rows[last, lead + rest :] = 0
+    sums = np.add.reduce(rows[:, lead:].view("<u4"), 1, np.uint64).view(np.int64) * 256
+
+    # All begin with the headers of the first one, but for its payload. A column is one 16-bit word of each; it keeps
+    # the low 16 bits of what it is given. Checksums fall as the numbers grow that they cover.
+    first = template.headers(0, 0, gso_size, flags & ~(_CWR | _FIN_PSH), 0)
+    rows[:, before:lead] = np.frombuffer(first, np.uint8)
+    columns = rows[:, before:lead].view(">u2")
+    shorter = gso_size - rest
+    at = (transport - start) // 2
+    check_at = at + CHECKSUM_AT[protocol] // 2
+    checks = _WORD.unpack_from(first, 2 * check_at)[0] - sums
+    if protocol == TCP:
+        sequences = np.arange(0, (last + 1) * gso_size, gso_size)
+        checks -= sequences
+        sequences += template.sequence
+        if sequences[last] > 0xFFFFFFFF:
+            checks += sequences > 0xFFFFFFFF  # what wraps is less by 2**32, and that is 1 in a sum
+        columns[:, at + 2] = sequences >> 16
+        columns[:, at + 3] = sequences
+        columns[0, at + 6] |= flags & _CWR
+        columns[last, at + 6] |= flags & _FIN_PSH
+        checks[0] -= flags & _CWR
+        checks[last] += shorter - (flags & _FIN_PSH)
+        checks %= 65535
+    else:
+        columns[last, at + 2] -= shorter
+        checks[last] += 2 * shorter
+        checks %= 65535
+        checks[checks == 0] = 0xFFFF
+    columns[:, check_at] = checks
+    at = (network - start) // 2
+    if version == 4:
+        idents = np.arange(last + 1)
+        checks = _WORD.unpack_from(first, 2 * at + 10)[0] - idents
+        idents += template.ident
+        if idents[last] > 0xFFFF:
+            checks += idents > 0xFFFF
+        columns[:, at + 2] = idents
+        columns[last, at + 1] -= shorter
+        checks[last] += shorter
+        checks %= 65535
+        columns[:, at + 5] = checks
+    else:
+        columns[last, at + 2] -= shorter
+
+    # One item of raw bytes for each row: numpy makes the objects in a loop of its own.
+    segments: list[bytes] = rows[:, before : lead + gso_size].view(f"V{size + gso_size}")[:, 0].tolist()
+    if shorter:
+        segments[last] = segments[last][: size + rest]
     return segments
 
 
-class _Fields:
-    """What differs between the segments of one super-frame: called for each, or with arrays for all at once."""
+class _Template:
+    """Headers of one super-frame, and from them those of each segment."""
 
-    __slots__ = ("_ip_rest", "_layout", "_offset_byte", "_rest", "ident", "sequence")
+    __slots__ = ("_headers", "_ip_rest", "_layout", "_offset_byte", "_rest", "_start", "ident", "sequence")
 
-    def __init__(self, data: bytes, layout: Layout) -> None:
+    def __init__(self, data: bytes, start: int, layout: Layout) -> None:
         version, protocol, network, transport, payload, _ = self._layout = layout
-        #: The super-frame's own, and so the first segment's: identification (IPv4), and sequence number (TCP).
+        self._start = start
+        self._headers = bytearray(data[start:payload])
+        #: The first segment's: identification (IPv4), and sequence number (TCP).
         self.ident = self.sequence = 0
-        # Of all words but those that change, the sum; negative, since a checksum is.
+        # What is left of the sums without the words that change; negative, since a checksum is.
         if version == 4:
             total, self.ident, _, _, checksum = _IPV4.unpack_from(data, network + 2)
             self._ip_rest = total + self.ident + checksum - word_sum(data[network:transport])
@@ -187,27 +213,35 @@ class _Fields:
             length, checksum = _UDP.unpack_from(data, transport + 4)
             self._rest += length + checksum
 
-    def __call__(self, ident: Any, sequence: Any, size: int, flags: int, piece_sum: Any) -> Iterator[tuple[int, Any]]:
-        """Each of those words with its place in the super-frame, of which the low 16 bits count.
+    def headers(self, index: int, number: int, size: int, flags: int, piece_sum: int) -> bytes:
+        """Those of one segment.
 
-        *size* is that of the payload in bytes, *piece_sum* the sum of its words, *flags* are those of TCP.
+        Args:
+            index: Its number, from 0.
+            number: Bytes of payload before it.
+            size: Bytes of its own payload.
+            flags: Of TCP.
+            piece_sum: Sum of the words of its payload.
         """
         version, protocol, network, transport, payload, _ = self._layout
+        headers, start = self._headers, self._start
         length = payload - transport + size
         if version == 4:
             total = transport - network + length
-            yield network + 2, total
-            yield network + 4, ident
-            yield network + 10, (self._ip_rest - total - ident) % 65535
+            ident = self.ident + index & 0xFFFF
+            _TWO_WORDS.pack_into(headers, network - start + 2, total, ident)
+            _WORD.pack_into(headers, network - start + 10, (self._ip_rest - total - ident) % 65535)
         else:  # extension headers count as payload of IPv6
-            yield network + 4, transport - network - 40 + length
+            _WORD.pack_into(headers, network - start + 4, transport - network - 40 + length)
+        at = transport - start
         if protocol == TCP:
+            sequence = self.sequence + number & 0xFFFFFFFF
             last = self._offset_byte | flags
-            yield transport + 4, sequence >> 16
-            yield transport + 6, sequence
-            yield transport + 12, last
-            yield transport + 16, (self._rest - length - last - sequence - piece_sum) % 65535
+            _LONG.pack_into(headers, at + 4, sequence)
+            _WORD.pack_into(headers, at + 12, last)
+            _WORD.pack_into(headers, at + 16, (self._rest - length - last - sequence - piece_sum) % 65535)
         else:
-            yield transport + 4, length
             # Never 0, which means that there is no checksum (RFC 768).
-            yield transport + 6, 65535 - (2 * length - self._rest + piece_sum) % 65535
+            check = 65535 - (2 * length - self._rest + piece_sum) % 65535
+            _TWO_WORDS.pack_into(headers, at + 4, length, check)
+        return bytes(headers)

@@ -38,6 +38,7 @@ from .offload_reference import (
     URG,
     Packet,
     ask_dpkt,
+    checksum,
     extension,
     filler,
     packets,
@@ -190,6 +191,8 @@ def test_the_push_flag_ends_a_run_and_is_kept(before: int) -> None:
     assert merged[10 + 33] == ACK | PSH
     assert [piece[33] for piece in segment(merged, "tun")] == [ACK] * before + [ACK | PSH]
     assert groups(build(packets_of_flow[before:])) == [1, 2]
+    all_of_them = [replace(packet, flags=ACK | PSH) for packet in row(Packet(), [9] * (before + 8))]
+    assert groups(build(packets_of_flow[:before] + all_of_them[before:])) == [before + 1] + [1] * 7
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -255,6 +258,24 @@ def test_numbers_that_wrap_end_a_run() -> None:
         assert groups(build(row(Packet(sequence=2**32 - 9 * before + 1), [9] * count))) == [before, 8]
         assert groups(build(row(Packet(sequence=2**32 - 9 * before - 1), [9] * count))) == [before + 1, 7]
     assert groups(build(row(Packet(version=6, sequence=2**32 - 1), [9] * 3))) == [1, 2]
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_numbers_that_wrap_change_nothing_beside_them(before: int) -> None:
+    """What comes before the sequence number is a port, and before the identification, a length."""
+    ports = row(Packet(sequence=2**32 - 9 * before), [9] * (before + 8))
+    for at in range(before, before + 8):
+        ports[at] = replace(ports[at], destination_port=5202)
+    assert groups(build(ports)) == [before, 8]
+    for protocol in (TCP, UDP):
+        lengths = row(Packet(protocol=protocol, identification=0x10000 - before), [9] * (before + 8))
+        frames = build(lengths)
+        for at in range(before, before + 8):
+            # One byte more than there is, with a checksum that is right.
+            header = with_bytes(frames[at][:20], 2, struct.pack(">HH", len(frames[at]) + 1, at - before))
+            header = with_bytes(header, 10, bytes(2))
+            frames[at] = with_bytes(header, 10, struct.pack(">H", checksum(header))) + frames[at][20:]
+        assert groups(frames) == [before] + [1] * 8
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -463,8 +484,8 @@ def test_udp_with_another_length_goes_alone(change: int, version: int) -> None:
     def lie(packet: Packet, frame: bytes) -> bytes:
         """The sum stays right: what the length grows by, the checksum shrinks by."""
         at = packet.transport + 4
-        length, checksum = struct.unpack_from(">HH", frame, at)
-        return with_bytes(frame, at, struct.pack(">HH", length + change, checksum - change))
+        length, stored = struct.unpack_from(">HH", frame, at)
+        return with_bytes(frame, at, struct.pack(">HH", length + change, stored - change))
 
     assert spoil(Packet(version=version, protocol=UDP), lie) == [2, 1, 2]
 
@@ -488,10 +509,14 @@ BARRIERS = {
     "the first fragment": Packet(fragment=MF, payload=bytes(8)).build(),
     "the last fragment": Packet(fragment=5, source=9, payload=bytes(8)).build(),
     "an IPv6 fragment": Packet(version=6, extensions=((FRAGMENT, bytes(6)),), payload=bytes(8)).build(),
-    "an IPv4 header of 16 bytes": b"\x44" + Packet(source=9, payload=bytes(8)).build()[1:],
+    # With TCP where such a header ends: what is the acknowledgement of one is the size of the other.
+    "an IPv4 header of 16 bytes": b"\x44" + Packet(acknowledgement=5 << 28, payload=bytes(8)).build()[1:],
     "a TCP header of 16 bytes": with_bytes(Packet(source=9, payload=bytes(8)).build(), 32, b"\x40"),
     "a TCP header beyond the end": with_bytes(Packet(source=9).build(), 32, b"\x60"),
     "a TCP header beyond the packet": with_bytes(Packet(source=9, payload=bytes(8)).build(), 2, struct.pack(">H", 39)),
+    "a UDP header beyond the packet": with_bytes(
+        Packet(protocol=UDP, source=9, payload=bytes(8)).build(), 2, struct.pack(">H", 27)
+    ),
     "half a packet": Packet(source=9, payload=bytes(8)).build()[:-1],
     "half a packet of UDP over IPv6": Packet(version=6, protocol=UDP, payload=bytes(8)).build()[:-1],
     "IPv6 with an unknown header": with_bytes(Packet(version=6, payload=bytes(8)).build(), 6, b"\xfd"),

@@ -132,6 +132,22 @@ def test_identifications_start_again_after_the_last(gso_size: int) -> None:
     assert [(ip.id, ip.df) for ip, _ in pieces][:4] == [(0xFFFE, 1), (0xFFFF, 1), (0, 1), (1, 1)]
 
 
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+@pytest.mark.parametrize("identification", [100, 0xFFFA, 0xFFF6])
+def test_ipv4_checksums_that_wrap(protocol: int, identification: int) -> None:
+    """They fall as the identification grows, and after 0 comes 0xFFFE; the identification may wrap before or after."""
+    packet = Packet(protocol=protocol, payload=filler(48, 2), identification=identification)
+    (checksum,) = struct.unpack_from(">H", segment(packet.super_frame(4), "tun")[0], 10)
+    for left in range(12):
+        tuned = replace(packet, source=packet.source + checksum - left)
+        pieces = same(tuned.super_frame(4), Mode.TUN)
+        assert pieces is not None
+        sums = [struct.unpack_from(">H", piece, 10)[0] for piece in pieces]
+        assert sums[0] == left
+        assert 0xFFFF not in sums
+        assert len(read(pieces)) == 12
+
+
 @pytest.mark.parametrize("gso_size", [4, 1])
 def test_sequence_numbers_start_again_after_the_last(gso_size: int) -> None:
     packet = Packet(payload=DATA, sequence=2**32 - 4)
@@ -350,9 +366,9 @@ TAGGED = Packet(mode=Mode.TAP, payload=DATA, vlan=(0x8100, 0x8100))
 EXTENDED = Packet(version=6, payload=DATA, extensions=(extension(HOP_BY_HOP), extension(DESTINATION)))
 
 
-def lying(packet: Packet, offset: int, data: bytes) -> bytes:
+def lying(packet: Packet, offset: int, data: bytes, **lies: int) -> bytes:
     """A super-frame with other bytes at *offset*, counted from the start of the IP header."""
-    return with_bytes(packet.super_frame(4), 10 + packet.network + offset, data)
+    return with_bytes(packet.super_frame(4, **lies), 10 + packet.network + offset, data)
 
 
 def shorter(packet: Packet, end: int) -> bytes:
@@ -391,7 +407,8 @@ REFUSED = {
     "UDP without a checksum to finish": UDP4.super_frame(4, flags=0),
     "IP version 5": lying(TCP4, 0, b"\x55"),
     "IPv6 in a frame marked as IPv4": lying(TCP4, 0, b"\x65"),
-    "an IPv4 header of 16 bytes": lying(TCP4, 0, b"\x44"),
+    # With TCP where such a header ends: what is the acknowledgement of one is the size of the other.
+    "an IPv4 header of 16 bytes": lying(replace(TCP4, acknowledgement=5 << 28), 0, b"\x44", csum_start=16),
     "an IPv4 header beyond the end": shorter(replace(TCP4, options=bytes(40)), 59),
     "an IPv4 header cut before its options": shorter(TCP4, 19),
     "an IPv4 header and no TCP": shorter(TCP4, 20),

@@ -348,7 +348,7 @@ def test_passing_super_frames_through_takes_no_numpy() -> None:
 @pytest.mark.parametrize(
     ("there", "asked", "match"),
     [
-        ({}, {"offload": ALL}, "vnet_header=False, which offloads need"),
+        ({}, {"offload": ALL}, "vnet_header=False, and offloads need a header"),
         ({"offload": ALL}, {}, "vnet_header=True: open it so"),
         ({"vnet_header": True, "offload": ALL | TUNNEL}, {"offload": ALL}, "headers of 24 bytes, and these .* need 10"),
     ],
@@ -418,7 +418,7 @@ async def test_adopting_with_transparent_offloads(monkeypatch: pytest.MonkeyPatc
     async with tap() as plain:
         fd = os.dup(plain.queues[0].fileno())
         try:
-            with pytest.raises(SetupError, match="vnet_header=False, which offloads need"):
+            with pytest.raises(SetupError, match="vnet_header=False, and offloads need a header"):
                 await AsyncTuntap.adopt([fd], offload=ALL)
             assert offloads_on(plain.name) == set()
         finally:
