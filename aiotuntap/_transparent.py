@@ -155,20 +155,7 @@ class TransparentQueue(TuntapQueue):
         report(refused, len(batch))
 
     async def _write_part(self, batch: Sequence[Frame], part: range, refused: dict[int, InvalidFrameError]) -> None:
-        plain: list[bytes] = []
-        #: Where in the batch each of them is.
-        places: list[int] = []
-        wrong: Exception | None = None
-        end = part.stop
-        for place in part:
-            try:
-                plain.append(self._plain(batch[place]))
-                places.append(place)
-            except InvalidFrameError as error:
-                refused[place] = error
-            except (TypeError, BufferError) as error:
-                wrong, end = error, place
-                break
+        plain, places, wrong, end = self._plain_part(batch, part, refused)
         if len(plain) > 1 and self._merging:
             merged = merge(plain, self._mode, self._merging, len(self._header))
         else:
@@ -193,6 +180,27 @@ class TransparentQueue(TuntapQueue):
                 wrong.add_note(f"of the others, these were refused: {sorted(refused)}")
             raise wrong
 
+    def _plain_part(
+        self, batch: Sequence[Frame], part: range, refused: dict[int, InvalidFrameError]
+    ) -> tuple[Sequence[bytes], Sequence[int], Exception | None, int]:
+        """The frames that can be written, where in the batch they are, and what is wrong with the one at the end."""
+        frames = batch[part.start : part.stop]
+        if set(map(type, frames)) == {bytes}:
+            sizes = set(map(len, frames))
+            if min(sizes) > 0 and max(sizes) <= self._max_frame - len(self._header):
+                return frames, part, None, part.stop  # type: ignore[return-value]
+        plain: list[bytes] = []
+        places: list[int] = []
+        for place in part:
+            try:
+                plain.append(self._plain(batch[place]))
+                places.append(place)
+            except InvalidFrameError as error:
+                refused[place] = error
+            except (TypeError, BufferError) as error:
+                return plain, places, error, place
+        return plain, places, None, part.stop
+
     async def _write_alone(self, data: bytes, place: int, refused: dict[int, InvalidFrameError]) -> None:
         try:
             await super().write_frame(data)
@@ -200,7 +208,7 @@ class TransparentQueue(TuntapQueue):
             refused[place] = error
 
     async def _write_super_frame(
-        self, merged: Merged, plain: list[bytes], places: list[int], refused: dict[int, InvalidFrameError]
+        self, merged: Merged, plain: Sequence[bytes], places: Sequence[int], refused: dict[int, InvalidFrameError]
     ) -> None:
         try:
             await super().write_frame(merged.data)
