@@ -8,6 +8,7 @@ speed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ._numpy import np
 
@@ -27,10 +28,24 @@ def word_sums(pieces: Sequence[bytes]) -> list[int]:
     longest = max(sizes, default=0)
     if np is None or len(pieces) * longest < _MANY:
         return [word_sum(piece) for piece in pieces]
-    # One row for each, filled up with zeros to whole 32-bit words.
     if sizes.count(longest) < len(sizes):
         pieces = [piece.ljust(longest, b"\0") for piece in pieces]
-    data = bytes(-longest % 4).join([*pieces, b""])
-    rows = np.frombuffer(data, "<u4").reshape(len(pieces), -1)
-    sums: list[int] = (rows.sum(1, dtype=np.uint64) * 256).tolist()
+    return row_sums(as_rows(pieces))
+
+
+def as_rows(pieces: Sequence[bytes]) -> Any:
+    """A matrix of bytes with a row for each piece, filled up with zeros to whole 32-bit words; None without numpy.
+
+    The pieces are of one size.
+    """
+    if np is None:
+        return None
+    row = len(pieces[0]) + -len(pieces[0]) % 4
+    data = bytes(row - len(pieces[0])).join([*pieces, b""])
+    return np.frombuffer(data, np.uint8).reshape(-1, row)
+
+
+def row_sums(rows: Any) -> list[int]:
+    """What `word_sums` says of the rows of such a matrix."""
+    sums: list[int] = (np.add.reduce(rows.view("<u4"), 1, np.uint64) * 256).tolist()
     return sums

@@ -13,9 +13,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ._checksum import word_sum, word_sums
+from ._checksum import as_rows, row_sums, word_sum, word_sums
 from ._errors import InvalidFrameError
 from ._headers import CHECKSUM_AT, TCP, UDP, Layout, addresses, parse
 from ._types import Buffer, Mode, Offload
@@ -120,10 +120,8 @@ def _collect(frames: Sequence[bytes], mode: Mode, offload: Offload, wrong: set[i
         run = likely.get(key)
         if run is not None and index not in wrong and run.join(index, frame):
             if following >= tried and not wrong:
-                same = _equal_ones(sizes[following : following + _MOST_FRAMES], sizes[index])
-                tried = following + same
-                if same >= _MANY:
-                    following += run.join_many(following, frames[following:tried])
+                tried = _end_of_stretch(sizes, following)
+                following += run.join_many(following, frames[following:tried])
             continue
         new = _Run(index, frame)
         runs.append(new)
@@ -145,21 +143,27 @@ def _collect(frames: Sequence[bytes], mode: Mode, offload: Offload, wrong: set[i
         if flow in flows:
             flows[flow].ended = True
         flows[flow] = likely[key] = new
+        if following >= tried and not wrong:
+            tried = _end_of_stretch(sizes, following)
+            following += new.join_many(following, frames[following:tried])
     return runs
+
+
+def _end_of_stretch(sizes: Sequence[int], following: int) -> int:
+    """Where the frames end that are as large as the one before *following*, and fit into one run with it."""
+    size, stretch = sizes[following - 1], sizes[following : following + _MOST_FRAMES]
+    if stretch.count(size) == len(stretch):
+        return following + len(stretch)
+    return following + next(index for index, each in enumerate(stretch) if each != size)
 
 
 def _wrong_checksums(frames: Sequence[bytes], runs: Sequence[_Run]) -> set[int]:
     """Numbers of the frames that are about to be merged and whose TCP or UDP checksum is not right."""
-    merging = [run for run in runs if len(run.indexes) > 1]
-    indexes = [index for run in merging for index in run.indexes]
-    sums = iter(word_sums([frames[index] for index in indexes]))
-    return {
-        index
-        for run in merging
-        for rest, per_byte in (run.checksum_rest(),)
-        for index in run.indexes
-        if (next(sums) + rest + per_byte * len(frames[index])) % 65535
-    }
+    wrong: set[int] = set()
+    for run in runs:
+        if len(run.indexes) > 1:
+            wrong.update(run.wrong_checksums(frames))
+    return wrong
 
 
 class _Run:
@@ -177,6 +181,7 @@ class _Run:
         "_most_whole",
         "_payload",
         "_push",
+        "_rows",
         "_shorter",
         "_size",
         "_step",
@@ -193,6 +198,8 @@ class _Run:
         self._first = first
         self._size = len(first)
         self._mask = 0
+        #: The first frame and those that `join_many` took with it, as a matrix, if it did.
+        self._rows: Any = None
 
     def open(self, layout: Layout, offload: Offload) -> None:
         """Lets other frames join, if the first one is of a kind that can be merged."""
@@ -240,6 +247,7 @@ class _Run:
         else:
             length += field(transport + 4, 2)
         self._mask, self._step, self._shorter, self._push = mask, step, length, push
+        self._last = headers
         self._expected = headers + step
         self._most = most
         self._most_whole = min(most, (_LARGEST - (payload - network)) // (end - payload))
@@ -291,6 +299,10 @@ class _Run:
         They are of the same size as those before, and the first of them has number *index*. Returns how many it took:
         there may be more that `join` would.
         """
+        if len(frames) < _MANY or self.ended:
+            return 0
+        if not self._mask:
+            self._prepare()
         _, protocol, network, transport, payload, end = self._layout
         count = min(len(frames), self._most_whole - len(self.indexes))
         # By how much a field of a few bits grows from frame to frame, and where it ends.
@@ -304,7 +316,11 @@ class _Run:
             return 0
         if self._udp and any(frame[payload - 2 : payload] == b"\0\0" for frame in frames):
             return 0
-        headers = int.from_bytes(b"".join([frame[:payload] for frame in frames[:count]]))
+        rows = as_rows([self._first, *frames[:count]]) if len(self.indexes) == 1 else None
+        if rows is not None:
+            headers = int.from_bytes(rows[1:, :payload].tobytes())
+        else:
+            headers = int.from_bytes(b"".join([frame[:payload] for frame in frames[:count]]))
         expected = int.from_bytes(self._last.to_bytes(payload) * count)
         numbers = _numbers(count, payload)
         for step, shift in steps:
@@ -315,17 +331,25 @@ class _Run:
             count -= 1 + (different.bit_length() - 1) // (8 * payload)
         self.indexes += range(index, index + count)
         self._expected += self._step * count
+        if rows is not None and count:
+            self._rows = rows[: count + 1]
         return count
 
-    def checksum_rest(self) -> tuple[int, int]:
-        """What, added to the sum of all words of a frame, is 0 modulo 65535 if its checksum is right.
-
-        A number, and one that counts for each byte of the frame: the length is part of the pseudo header. IPv6 has it
-        in its own header too, so that there it cancels out.
-        """
+    def wrong_checksums(self, frames: Sequence[bytes]) -> list[int]:
+        """Numbers of the frames whose TCP or UDP checksum is not right."""
         version, protocol, _, transport, _, end = self._layout
+        if self._rows is None:
+            sums = word_sums([frames[index] for index in self.indexes])
+        else:
+            sums = row_sums(self._rows)
+            sums += [word_sum(frames[index]) for index in self.indexes[len(sums) :]]
+        # What makes the sum of all words 0 where the checksum is right. The length is part of the pseudo header; IPv6
+        # has it in its own header too, where it cancels out, and for IPv4 it is other in a frame that is shorter.
         rest = word_sum(addresses(self._first, self._layout)) + protocol - word_sum(self._first[:transport])
-        return (rest - transport, 1) if version == 4 else (rest + end - transport, 0)
+        rest += end - transport
+        if version == 4:
+            sums[-1] -= self._size - len(frames[self.indexes[-1]])
+        return [index for index, total in zip(self.indexes, sums, strict=True) if (total + rest) % 65535]
 
     def build(self, frames: Sequence[bytes], header_size: int) -> bytes:
         """The super-frame."""
@@ -355,14 +379,11 @@ class _Run:
             CHECKSUM_AT[protocol],
         )
         more = bytes(header_size - HEADER_SIZE)
-        return b"".join([vnet, more, headers, *[frame[payload:] for frame in chain]])
-
-
-def _equal_ones(sizes: list[int], size: int) -> int:
-    """How many at the beginning are of that size."""
-    if sizes.count(size) == len(sizes):
-        return len(sizes)
-    return next(index for index, each in enumerate(sizes) if each != size)
+        pieces = []
+        if self._rows is not None:
+            pieces.append(self._rows[:, payload : self._size].tobytes())
+            chain = chain[len(self._rows) :]
+        return b"".join([vnet, more, headers, *pieces, *[frame[payload:] for frame in chain]])
 
 
 @lru_cache(maxsize=256)
