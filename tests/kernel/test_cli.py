@@ -60,17 +60,15 @@ def test_doctor_in_words() -> None:
     assert run.stdout.startswith("ok  node")
 
 
-def test_doctor_is_quick_and_leaves_nothing_behind() -> None:
+def test_doctor_leaves_nothing_behind() -> None:
     monitor = subprocess.Popen(["ip", "monitor", "link"], stdout=subprocess.PIPE, text=True)
     time.sleep(0.2)
-    before, began = socket.if_nameindex(), time.monotonic()
+    before = socket.if_nameindex()
     aiotuntap("doctor")
-    took = time.monotonic() - began
     monitor.terminate()
     seen, _ = monitor.communicate()
     assert socket.if_nameindex() == before
     assert seen == "", "an interface appeared in this namespace"
-    assert took < 2
 
 
 @needs_root
