@@ -65,6 +65,8 @@ _PROG_LOAD = 5
 #: The part of ``union bpf_attr`` that BPF_PROG_LOAD reads. Pointers have 64 bits on every machine.
 _ATTRIBUTES = struct.Struct("=IIQQIIQII16sII")
 _LOG_SIZE = 1 << 16
+# Times to try when signals interrupt the kernel's verifier.
+_ATTEMPTS = 100
 
 _SYSCALLS = {
     "x86_64": 321,
@@ -165,7 +167,10 @@ def _load(number: int, code: bytes, log_size: int) -> tuple[int, int, str]:
         *(0, 0, b"aiotuntap", 0, 0),  # kernel version, flags, name of the program, interface, place of attachment
     )
     pointer = ctypes.create_string_buffer(attributes, len(attributes))
-    fd = libc.syscall(ctypes.c_long(number), ctypes.c_int(_PROG_LOAD), pointer, ctypes.c_uint(len(attributes)))
+    for _ in range(_ATTEMPTS):
+        fd = libc.syscall(ctypes.c_long(number), ctypes.c_int(_PROG_LOAD), pointer, ctypes.c_uint(len(attributes)))
+        if fd >= 0 or ctypes.get_errno() != errno.EAGAIN:  # a signal came while the verifier was at work
+            break
     return fd, ctypes.get_errno(), log.value.decode(errors="replace").strip()
 
 

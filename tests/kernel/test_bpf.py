@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -213,6 +214,20 @@ def test_without_privilege_the_error_says_which() -> None:
         return
     assert run.stdout.startswith(f"{errno.EPERM} ")
     assert "CAP_BPF" in run.stdout and "kernel.unprivileged_bpf_disabled" in run.stdout
+
+
+def test_signals_do_not_keep_a_program_from_being_loaded() -> None:
+    """The verifier gives up with EAGAIN when a signal is pending."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, _: seen.append(number))
+    signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+    try:
+        for _ in range(1000):
+            bpf.by_cpu().load().close()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert seen
 
 
 def test_a_kernel_without_the_call_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
