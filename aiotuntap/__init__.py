@@ -14,11 +14,11 @@ from ._errors import (
 from ._queue import TuntapQueue
 from ._tuntap import AsyncTuntap
 from ._types import Change, Counters, Frame, Link, LinkEvent, Mode, Offload, PacketStream, Stats
-from ._vnet import VnetHeader
+from ._offload.header import VnetHeader
 
 if typing.TYPE_CHECKING:
-    from ._coalesce import coalesce
-    from ._segment import segment
+    from ._offload.coalesce import coalesce
+    from ._offload.segment import segment
 
 __all__ = [
     "AsyncTuntap",
@@ -48,11 +48,11 @@ __all__ = [
 def __getattr__(name: str) -> typing.Any:
     """These two import numpy, which takes as long as everything else together: when they are asked for."""
     if name == "segment":
-        from ._segment import segment
+        from ._offload.segment import segment
 
         return segment
     if name == "coalesce":
-        from ._coalesce import coalesce
+        from ._offload.coalesce import coalesce
 
         return coalesce
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from . import _abi
 from ._errors import SetupError
 from ._netns import Namespace, enter
-from ._offload import negotiate
+from ._offload.flags import negotiate
 from ._types import Mode, Offload
 
 _INT = struct.Struct("@i")

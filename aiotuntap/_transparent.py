@@ -10,12 +10,12 @@ import os
 from collections.abc import Iterable, Sequence
 
 from . import _abi
-from ._coalesce import MERGEABLE, Merged, merge
+from ._offload.coalesce import MERGEABLE, Merged, merge
 from ._device import Options, QueueFile
 from ._errors import InvalidFrameError, TuntapError
 from ._queue import BATCH, Owner, TuntapQueue, as_batch, report, size_of
 from ._reader import Turn
-from ._segment import segment
+from ._offload.segment import segment
 from ._types import Frame, Offload, Stats
 
 # Frames that `write_frames` merges and writes before the other tasks of the loop get a turn.

@@ -31,7 +31,7 @@ from ._device import (
 )
 from ._errors import DeviceGoneError, QueueClosedError, SetupError
 from ._netns import Namespace, parse_namespace
-from ._offload import check as check_offload
+from ._offload.flags import check as check_offload
 from ._queue import TuntapQueue
 from ._super_frames import SuperFrameQueue, keep_freed_memory
 from ._threads import run_in_thread
@@ -190,7 +190,7 @@ class AsyncTuntap:
         netns = files[0].open_netns()
         try:
             where = self._netns if netns is None else netns
-            diagnosis = await _import("_diagnosis")
+            diagnosis = await _import("_netlink.diagnosis")
             await diagnosis.check_headers(name, self._options, where)
             if "offload" in options:
                 self._options = replace(self._options, offload=set_sticky(files[0], self._options))
@@ -370,13 +370,13 @@ class AsyncTuntap:
                 lambda: open_queues(name, count, options, netns), undo=lambda opened: close_all(opened.files)
             )
         except AttachError as error:
-            diagnosis = await _import("_diagnosis")
+            diagnosis = await _import("_netlink.diagnosis")
             raise (await diagnosis.explain(error, options, netns)) from error.cause
 
     async def _settle_in(self, opened: Opened, netns: Namespace) -> None:
         """Sets what outlives other programs, once it is sure that the interface is as this one wants it."""
         if not opened.created:
-            diagnosis = await _import("_diagnosis")
+            diagnosis = await _import("_netlink.diagnosis")
             await diagnosis.check_headers(opened.name, self._options, netns, mine=opened.files)
         self._options = replace(self._options, offload=set_sticky(opened.files[0], self._options))
 
@@ -499,7 +499,7 @@ class AsyncTuntap:
             DeviceGoneError: The interface was deleted.
         """
         self._check_open()
-        configuring = await _import("_configure")
+        configuring = await _import("_netlink.configure")
         settings = configuring.Settings(
             up=up,
             mtu=mtu,
@@ -524,7 +524,7 @@ class AsyncTuntap:
             DeviceGoneError: It was deleted.
         """
         self._check_open()
-        links = await _import("_link")
+        links = await _import("_netlink.link")
         with self._where() as (name, netns):
             link: Link | None = await links.find(name, netns)
         if link is None:
@@ -540,7 +540,7 @@ class AsyncTuntap:
         missed; the state in the next event is right all the same.
         """
         self._check_open()
-        watching = await _import("_watch")
+        watching = await _import("_netlink.watch")
         watcher: asyncio.Queue[Any] = asyncio.Queue()
         self._watchers.append(watcher)
         try:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiotuntap import Mode, Offload, TuntapError, VnetHeader, _checksum, coalesce, segment
+from aiotuntap import Mode, Offload, TuntapError, VnetHeader, coalesce, segment
+from aiotuntap._offload import checksum as _checksum
 
 from . import offload_reference as reference
 from .offload_reference import (

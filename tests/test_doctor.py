@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
-from aiotuntap import _abi, _cli, _doctor
-from aiotuntap._doctor import Check, Node, Package, UserNamespace
+from aiotuntap import _abi
+from aiotuntap._cli import doctor as _doctor
+from aiotuntap._cli import main as _cli
+from aiotuntap._cli.doctor import Check, Node, Package, UserNamespace
 from aiotuntap._types import Counters, Link, Mode
 
 CHARACTER_DEVICE = stat.S_IFCHR | 0o600
@@ -320,7 +322,7 @@ def test_listing() -> None:
 
 def test_help_brings_in_nothing_heavy() -> None:
     code = (
-        "import sys; from aiotuntap import _cli\n"
+        "import sys; from aiotuntap._cli import main as _cli\n"
         "try: _cli.main(['--help'])\n"
         "except SystemExit: sys.stderr.write(' '.join({'pyroute2', 'uvloop', 'numpy', 'rich', 'ctypes'} & set(sys.modules)))"
     )

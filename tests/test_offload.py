@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from aiotuntap import AsyncTuntap, Mode, Offload, SetupError, TuntapError, segment
-from aiotuntap._offload import check, negotiate
+from aiotuntap._offload.flags import check, negotiate
 
 from .offload_reference import TCP, UDP, Packet, filler
 
@@ -255,7 +255,7 @@ def test_segment_and_coalesce_give_the_same_frames() -> None:
     answer = without_numpy(
         """
         from aiotuntap import Mode, coalesce, segment
-        from aiotuntap._numpy import np
+        from aiotuntap._offload._numpy import np
         assert np is None
         for line in sys.stdin:
             frames = segment(bytes.fromhex(line), Mode.TUN)

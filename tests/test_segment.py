@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiotuntap import InvalidFrameError, Mode, TuntapError, _segment, segment
+from aiotuntap import InvalidFrameError, Mode, TuntapError, segment
+from aiotuntap._offload import segment as _segment
 
 from . import offload_reference as reference
 from .offload_reference import (

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from aiotuntap import AsyncTuntap, DeviceGoneError, SetupError, _link, _netlink
+from aiotuntap import AsyncTuntap, DeviceGoneError, SetupError
+from aiotuntap._netlink import link as _link
+from aiotuntap._netlink import socket as _netlink
 from aiotuntap.testing import example_frame
 
 from .support import ip, link, named_netns, needs_root, settle, tap, tap_with_peer, tun, tun_info, unique

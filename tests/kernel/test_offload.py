@@ -17,7 +17,7 @@ import pytest
 
 from aiotuntap import AsyncTuntap, InvalidFrameError, Mode, Offload, SetupError, TuntapQueue, VnetHeader, _abi
 from aiotuntap._device import QueueFile, header_size
-from aiotuntap._offload import check
+from aiotuntap._offload.flags import check
 from aiotuntap._transparent import TransparentQueue
 from aiotuntap.testing import example_frame
 

@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from aiotuntap import AsyncTuntap, SetupError, _abi, _configure, _diagnosis, _link
+from aiotuntap import AsyncTuntap, SetupError, _abi
+from aiotuntap._netlink import configure as _configure
+from aiotuntap._netlink import diagnosis as _diagnosis
+from aiotuntap._netlink import link as _link
 
 from .support import ip, link, needs_root, tap, tun_info, unique
 

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from aiotuntap import AsyncTuntap, Change, LinkEvent, _watch
+from aiotuntap import AsyncTuntap, Change, LinkEvent
+from aiotuntap._netlink import watch as _watch
 
 from .support import idle_share, ip, link, named_netns, settle, tap, tun, unique
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ._abi import ETHERNET_HEADER_SIZE, VLAN_TAG_SIZE
-from ._errors import InvalidFrameError
-from ._types import Mode
+from .._abi import ETHERNET_HEADER_SIZE, VLAN_TAG_SIZE
+from .._errors import InvalidFrameError
+from .._types import Mode
 
 TCP, UDP = 6, 17
 

@@ -17,8 +17,8 @@ from typing import Any
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.core import CoreDatagramProtocol
 
-from ._netns import Namespace, enter
-from ._threads import run_in_thread
+from .._netns import Namespace, enter
+from .._threads import run_in_thread
 
 # A dump comes in pieces of at most 32 KiB.
 RECEIVE_SIZE = 65536

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from ._abi import MAX_QUEUES
-from ._device import AttachError, Options, QueueFile, header_size
-from ._errors import SetupError
-from ._link import find
-from ._netns import Namespace
-from ._types import Link
+from .._abi import MAX_QUEUES
+from .._device import AttachError, Options, QueueFile, header_size
+from .._errors import SetupError
+from .link import find
+from .._netns import Namespace
+from .._types import Link
 
 
 async def explain(error: AttachError, options: Options, netns: Namespace) -> SetupError:

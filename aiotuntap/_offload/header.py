@@ -9,8 +9,8 @@ import struct
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from ._errors import InvalidFrameError
-from ._types import Buffer
+from .._errors import InvalidFrameError
+from .._types import Buffer
 
 #: The first ten bytes. In the byte order of the machine, which is the driver's default.
 BASIC = struct.Struct("=BBHHHH")

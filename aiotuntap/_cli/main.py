@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ._errors import TuntapError
+from .._errors import TuntapError
 
 if TYPE_CHECKING:
-    from ._types import Link
+    from .._types import Link
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +68,7 @@ def _fail(message: str) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from . import _doctor as doctor
+    from . import doctor
 
     checks = doctor.examine()
     sys.stdout.write(doctor.as_json(checks) if options.json else doctor.render(checks))
@@ -76,7 +76,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from ._link import tuntaps
+    from .._netlink.link import tuntaps
 
     links = asyncio.run(tuntaps(options.netns))
     if options.json:

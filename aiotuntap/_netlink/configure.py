@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from . import _abi
-from ._errors import SetupError
-from ._link import get
-from ._netlink import route_socket
-from ._netns import Namespace, open_namespace, parse_namespace
+from .. import _abi
+from .._errors import SetupError
+from .link import get
+from .socket import route_socket
+from .._netns import Namespace, open_namespace, parse_namespace
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 

@@ -6,8 +6,8 @@ import errno
 from collections.abc import Callable
 from contextlib import suppress
 
-from ._errors import SetupError
-from ._types import Offload
+from .._errors import SetupError
+from .._types import Offload
 
 _SEGMENTED = Offload.TSO4 | Offload.TSO6 | Offload.USO4 | Offload.USO6
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from . import _abi
-from ._errors import SetupError
-from ._netlink import route_socket
-from ._netns import Namespace
-from ._types import Counters, Link, Mode
+from .. import _abi
+from .._errors import SetupError
+from .socket import route_socket
+from .._netns import Namespace
+from .._types import Counters, Link, Mode
 
 _TRIES = 100
 _IFF_UP = 0x1

@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import _abi
-from ._device import QueueFile
-from ._types import Offload
+from .. import _abi
+from .._device import QueueFile
+from .._types import Offload
 
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
@@ -252,7 +252,7 @@ def _experiment(privileged: bool) -> dict[str, int]:
 def _load_program(stack: ExitStack, results: dict[str, int]) -> int | None:
     """A minimal steering program as a descriptor; why there is none goes to the results, if the kernel is the reason."""
     with suppress(Exception):  # anything but OSError is not the kernel's doing, and says nothing about the kernel
-        bpf = importlib.import_module(".bpf", __package__)
+        bpf = importlib.import_module("aiotuntap.bpf")
         try:
             return int(stack.enter_context(bpf.constant(0)).fileno())
         except OSError as error:

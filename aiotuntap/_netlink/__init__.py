@@ -1,0 +1,1 @@
+"""rtnetlink(7): what an interface is, changing it, watching it. The only importer of pyroute2."""

@@ -1,0 +1,1 @@
+"""What turns bytes into bytes: offload flags, the header, parsing, checksums, segmenting, coalescing. No descriptor, no loop."""
