@@ -86,7 +86,7 @@ class PacketPeer:
         self.socket = socket.socket(socket.AF_PACKET, kind | socket.SOCK_NONBLOCK, socket.htons(ethertype))
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
         self.socket.bind((name, ethertype))
-        self._name = name
+        self.name = name
 
     def send(self, frame: bytes) -> None:
         """Queues a frame for the interface's readers; the kernel does so before it returns."""
