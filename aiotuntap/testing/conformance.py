@@ -57,9 +57,12 @@ async def check_packet_stream(
     for check in CHECKS:
         async with make() as (stream, far):
             try:
-                await check(Trial(stream, far, terms, pace))
+                await Trial(stream, far, terms, pace).run(check)
             except AssertionError as error:
                 raise AssertionError(f"{check.__name__}: {error}") from error
+            except Exception as error:
+                error.add_note(f"while {check.__name__} was checked")
+                raise
             if not stream.closed:
                 await stream.aclose()
 

@@ -107,9 +107,9 @@ async def _waiting(trial: Trial) -> dict[str, asyncio.Future[Any]]:
     stream = trial.stream
     waiting = {}
     for number in (1, 2):
-        waiting[f"read_frame, waiting task {number}"] = asyncio.ensure_future(stream.read_frame())
-        waiting[f"read_frames, waiting task {number}"] = asyncio.ensure_future(stream.read_frames())
-        waiting[f"async for, waiting task {number}"] = asyncio.ensure_future(_iterate(trial))
+        waiting[f"read_frame, waiting task {number}"] = trial.start(stream.read_frame())
+        waiting[f"read_frames, waiting task {number}"] = trial.start(stream.read_frames())
+        waiting[f"async for, waiting task {number}"] = trial.start(_iterate(trial))
     await trial.settle()
     for name, task in waiting.items():
         assert not task.done(), f"{name} ended before any frame came"

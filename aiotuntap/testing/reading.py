@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from .trial import Trial, same
+from .trial import Others, Trial, same, starts_like
 
 
 async def reads_are_in_order(trial: Trial) -> None:
@@ -14,7 +14,14 @@ async def reads_are_in_order(trial: Trial) -> None:
     for way in trial.reads():
         sent = trial.many(110 if "frames" in way else 12)
         await trial.send(sent)
-        same(await trial.collect(way, sent), sent, way)
+        got = await trial.collect(way, sent)
+        same(got, sent, way)
+        for frame in got:
+            assert type(frame) is bytes, f"{way} must give bytes, not {type(frame).__name__}"
+    last = trial.frame()
+    await trial.send([last])
+    batch = await trial.soon(trial.stream.read_frames(), "read_frames")
+    assert type(batch) is list, f"read_frames must return a list, not {type(batch).__name__}"
 
 
 async def read_frames_keeps_its_limit(trial: Trial) -> None:
@@ -30,18 +37,18 @@ async def read_frames_keeps_its_limit(trial: Trial) -> None:
         await trial.send(sent)
         first = await trial.soon(read(1), f"{name}(1)")
         await trial.settle()
-        kept, sizes = first[:], [len(first)]
+        assert len(first) == 1, f"{name}(1) returned {len(first)} frames"
+        kept, most = list(first), 1
         for limit in (5, 1_000_000):
             batch = await trial.soon(read(limit), f"{name}({limit}) while fewer frames are there")
-            sizes.append(len(batch))
             assert 1 <= len(batch) <= limit, f"{name}({limit}) returned {len(batch)} frames"
             kept += batch
-        assert sizes[0] == 1, f"{name}(1) returned {sizes[0]} frames"
-        assert max(sizes) > 1, f"{name} returned one frame each time while more were there"
+            most = max(most, len(batch))
+        assert most > 1, f"{name} returned one frame each time while more were there"
         while len(kept) < len(sent):
             kept += await trial.soon(read(100), f"{name}: {len(kept)} of {len(sent)} frames came")
         same(kept, sent, name)
-        assert first == sent[:1], f"the list that {name} returned was changed afterwards"
+        assert list(first) == sent[:1], f"the list that {name} returned was changed afterwards"
         for limit in (0, -1):
             await trial.raises(ValueError, lambda read=read, limit=limit: read(limit), f"{name}({limit})")  # type: ignore[misc]
 
@@ -65,7 +72,7 @@ async def nowait_does_not_overtake(trial: Trial) -> None:
         read = getattr(trial.stream, name, None)
         for _ in range(8 if read is not None else 0):
             frame = trial.frame()
-            waiting = asyncio.ensure_future(trial.soon(trial.stream.read_frame(), "a waiting read_frame"))
+            waiting = trial.start(trial.soon(trial.stream.read_frame(), "a waiting read_frame"))
             await trial.turns(3)
             await trial.send([frame])
             taken = None
@@ -74,8 +81,6 @@ async def nowait_does_not_overtake(trial: Trial) -> None:
                     taken = read()
                 except BlockingIOError:
                     await asyncio.sleep(0)
-            if taken is not None:
-                waiting.cancel()
             assert taken is None, f"{name} took a frame that a read_frame was waiting for already"
             assert await waiting == frame, "a waiting read_frame got another frame"
 
@@ -101,28 +106,22 @@ async def readers_take_turns(trial: Trial) -> None:
         order.clear()
         got.clear()
         ways = (one_frame, lambda: stream.read_frames(1), next_frame)
-        tasks = [asyncio.ensure_future(read(number, one)) for number, one in enumerate(ways)]
+        tasks = [trial.start(read(number, one)) for number, one in enumerate(ways)]
         await trial.turns(3)
         sent = trial.frames(12)
         await send(sent)
-        try:
-            await trial.soon(asyncio.gather(*tasks), f"three readers got {len(got)} of 12 frames")
-        finally:
-            await _cancel(tasks)
+        await trial.soon(asyncio.gather(*tasks), "three readers that read four frames each")
         assert order == [0, 1, 2] * 4, f"readers were not served in turn: {order}"
         same(got, sent, "several readers")
 
     # Somebody who asks while the frame of an earlier reader is on its way to that one.
     sent = trial.frames(2)
-    earlier = asyncio.ensure_future(stream.read_frame())
+    earlier = trial.start(stream.read_frame())
     await trial.turns(3)
     await trial.burst(sent)
-    try:
-        later = await trial.soon(stream.read_frame(), "a second reader")
-        assert later == sent[1], "readers were not served in turn: a later one got the frame of the first"
-        assert await trial.soon(earlier, "the first reader") == sent[0], "the first reader got another frame"
-    finally:
-        await _cancel([earlier])
+    later = await trial.soon(stream.read_frame(), "a second reader")
+    assert later == sent[1], "readers were not served in turn: a later one got the frame of the first"
+    assert await trial.soon(earlier, "the first reader") == sent[0], "the first reader got another frame"
 
 
 async def cancelled_reads_lose_nothing(trial: Trial) -> None:
@@ -149,7 +148,7 @@ async def cancelled_reads_lose_nothing(trial: Trial) -> None:
         got.clear()
         sent = []
         for number in range(24):
-            tasks = [asyncio.ensure_future(read()) for _ in range(3)]
+            tasks = [trial.start(read()) for _ in range(3)]
             await trial.turns(1)
             frames = trial.frames(1 + number % 2)
             sent += frames
@@ -160,7 +159,7 @@ async def cancelled_reads_lose_nothing(trial: Trial) -> None:
                 limit = loop.time() + 2 * trial.delay + 0.001
                 while not any(task.done() for task in tasks) and loop.time() < limit:
                     await asyncio.sleep(0)
-            await _cancel(tasks)
+            await trial.cancel(*tasks)
         last = trial.frame()
         await trial.send([last])
         while last not in got:
@@ -171,20 +170,18 @@ async def cancelled_reads_lose_nothing(trial: Trial) -> None:
 async def a_cancelled_reader_leaves_the_line(trial: Trial) -> None:
     """Whoever waits behind a reader that is cancelled is served, also when its frame had come already."""
     for turns in range(4):
-        first, *others = (asyncio.ensure_future(trial.stream.read_frame()) for _ in range(3))
+        first, *others = (trial.start(trial.stream.read_frame()) for _ in range(3))
         await trial.turns(3)
         if turns == 3:
             first.cancel()
         await trial.burst([trial.frame()])
         await trial.turns(turns % 3)
         first.cancel()
-        try:
-            await asyncio.wait([first])
-            if first.cancelled():
-                complaint = "a frame that came for a cancelled reader did not go to the next one"
-                await trial.soon(asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED), complaint)
-        finally:
-            await _cancel([first, *others])
+        await asyncio.wait([first])
+        if first.cancelled():
+            complaint = "a frame that came for a cancelled reader did not go to the next one"
+            await trial.soon(asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED), complaint)
+        await trial.cancel(first, *others)
 
 
 async def iteration_can_be_left_and_resumed(trial: Trial) -> None:
@@ -192,12 +189,14 @@ async def iteration_can_be_left_and_resumed(trial: Trial) -> None:
     sent = trial.frames(12)
     await trial.send(sent)
     got = []
-    for _ in range(4):
+    while len(got) < len(sent) and sent[-1] not in got:
         batches = trial.reads()["async for"]()
         for _ in range(2):
             got += await trial.soon(anext(batches), f"async for gave {len(got)} of {len(sent)} frames")
         await batches.aclose()  # type: ignore[attr-defined]
+        starts_like(got, sent, "an async for that was left")
         got.append(await trial.soon(trial.stream.read_frame(), "read_frame after an async for that was left"))
+        starts_like(got, sent, "an async for that was left")
     same(got, sent, "an async for that was left")
 
 
@@ -205,23 +204,13 @@ async def readers_let_others_run(trial: Trial) -> None:
     """A reader that always finds frames gives the other tasks of the loop their turn."""
     stream = trial.stream
     for name, read in {"read_frame": stream.read_frame, "read_frames": stream.read_frames}.items():
-        turns = 0
-
-        async def take_turns() -> None:
-            nonlocal turns
-            while True:
-                await asyncio.sleep(0)
-                turns += 1
-
-        others = asyncio.ensure_future(take_turns())
-        frame = trial.frame()
+        others, frame = Others(trial), trial.frame()
         for _ in range(2000):
             await trial.burst([frame])
             await trial.soon(read(), name)
-            if turns > 1:
+            if others.turns > 1:
                 break
-        await _cancel([others])
-        assert turns > 1, f"2000 times {name} without waiting let no other task run"
+        assert others.turns > 1, f"2000 times {name} without waiting let no other task run"
 
 
 def _call(call: Callable[[], object]) -> Callable[[], Awaitable[object]]:
@@ -229,12 +218,6 @@ def _call(call: Callable[[], object]) -> Callable[[], Awaitable[object]]:
         return call()
 
     return use
-
-
-async def _cancel(tasks: list[asyncio.Future[Any]] | list[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 READING = (

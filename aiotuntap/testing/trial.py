@@ -7,10 +7,9 @@ frame that never comes is noticed without waiting where the one after it comes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from itertools import zip_longest
 from os.path import commonprefix
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -77,6 +76,27 @@ class Trial:
         self.terms = terms
         self.delay, self.each = pace
         self._next = 0
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    async def run(self, check: Callable[[Trial], Awaitable[None]]) -> None:
+        """Runs one check and ends what it leaves behind."""
+        try:
+            await check(self)
+        finally:
+            await self.cancel(*self._tasks)
+
+    # -- tasks ---------------------------------------------------------------------------------------------------------
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that is cancelled at the end of the check at the latest."""
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.append(task)
+        return task
+
+    async def cancel(self, *tasks: asyncio.Task[Any]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- frames --------------------------------------------------------------------------------------------------------
 
@@ -161,11 +181,12 @@ class Trial:
                 batch = await self.soon(anext(batches), f"{way} gave {len(got)} of {len(sent)} frames")
             except StopAsyncIteration:
                 raise AssertionError(f"{way} ended after {len(got)} of {len(sent)} frames") from None
+            except AssertionError:
+                starts_like(got, sent, way)
+                raise
             assert batch, f"{way} returned without a frame"
             got += batch
         await batches.aclose()  # type: ignore[attr-defined]
-        for frame in got:
-            assert type(frame) is bytes, f"{way} must give bytes, not {type(frame).__name__}"
         return got
 
     def reads(self) -> dict[str, Callable[[], AsyncIterator[list[bytes]]]]:
@@ -178,9 +199,7 @@ class Trial:
 
         async def read_frames() -> AsyncIterator[list[bytes]]:
             while True:
-                batch = await stream.read_frames()
-                assert type(batch) is list, f"read_frames must return a list, not {type(batch).__name__}"
-                yield batch
+                yield await stream.read_frames()
 
         async def iterate() -> AsyncIterator[list[bytes]]:
             async for frame in stream:
@@ -208,7 +227,11 @@ class Trial:
         """What arrives at the far end, up to the last of the frames that were written."""
         got: list[bytes] = []
         while len(got) < len(sent) and (not got or got[-1] != sent[-1]):
-            got.append(await self.soon(self.far.read_frame(), f"{what}: {len(got)} of {len(sent)} frames arrived"))
+            try:
+                got.append(await self.soon(self.far.read_frame(), f"{what}: {len(got)} of {len(sent)} frames arrived"))
+            except AssertionError:
+                starts_like(got, sent, what)
+                raise
         return got
 
     def writes(self) -> dict[str, Callable[[Sequence[Frame]], Awaitable[object]]]:
@@ -270,14 +293,33 @@ class Trial:
         return uses
 
 
+class Others:
+    """Stands for the other tasks of the loop, and counts the turns that they get."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.turns = 0
+        trial.start(self._take_turns())
+
+    async def _take_turns(self) -> None:
+        while True:
+            await asyncio.sleep(0)
+            self.turns += 1
+
+
 def same(got: Sequence[bytes], sent: Sequence[bytes], what: str) -> None:
     """Raises an AssertionError that names the first difference."""
-    for index, (came, expected) in enumerate(zip_longest(got, sent)):
+    starts_like(got, sent, what)
+    if len(got) < len(sent):
+        _fail(f"{what}: frame {len(got)} of {len(sent)} was lost")
+
+
+def starts_like(got: Sequence[bytes], sent: Sequence[bytes], what: str) -> None:
+    """As `same`, where more frames may still come."""
+    for index, came in enumerate(got):
+        expected = sent[index] if index < len(sent) else None
         if came == expected:
             continue
         where = f"{what}: frame {index} of {len(sent)}"
-        if came is None:
-            _fail(f"{where} was lost")
         if expected is None:
             _fail(f"{what}: another frame of {len(came)} bytes came after the last: {_short(came)}")
         if came in sent[:index]:
