@@ -21,11 +21,19 @@ import platform
 import struct
 import sys
 from collections.abc import Iterable
-from typing import NamedTuple, Self
+from typing import NamedTuple, NoReturn, Self
 
 from ._errors import SetupError
 
 SOCKET_FILTER = 1  # BPF_PROG_TYPE_SOCKET_FILTER
+
+
+def _check(what: str, number: int, largest: int, smallest: int = 0) -> None:
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise TypeError(f"{what} must be a whole number, not {number!r}")
+    if not smallest <= number <= largest:
+        raise ValueError(f"{what} must be from {smallest} to {largest}, not {number}")
+
 
 # -- instructions: bytes only ------------------------------------------------------------------------------------------
 
@@ -34,14 +42,42 @@ _R0, _R1, _R6 = 0, 1, 6  # what the program returns, its argument, and where LD_
 _GET_SMP_PROCESSOR_ID = 8
 
 
-class Instruction(NamedTuple):
-    """``struct bpf_insn``: one instruction of eight bytes."""
-
+class _Fields(NamedTuple):
     opcode: int
     destination: int = 0
     source: int = 0
     offset: int = 0
     immediate: int = 0
+
+
+class Instruction(_Fields):
+    """``struct bpf_insn``: one instruction of eight bytes.
+
+    Args:
+        opcode: 0 to 255.
+        destination, source: Registers, 0 to 15; the kernel's verifier has its own ideas of which of them exist.
+        offset: A signed number of 16 bits.
+        immediate: A signed number of 32 bits.
+
+    Raises:
+        TypeError, ValueError: A field that is not a whole number, or does not fit.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls, opcode: int, destination: int = 0, source: int = 0, offset: int = 0, immediate: int = 0
+    ) -> Instruction:  # noqa: PYI034 - a tuple of these fields only
+        _check("opcode", opcode, 0xFF)
+        _check("destination", destination, 15)
+        _check("source", source, 15)
+        _check("offset", offset, 0x7FFF, -0x8000)
+        _check("immediate", immediate, 0x7FFFFFFF, -0x80000000)
+        return super().__new__(cls, opcode, destination, source, offset, immediate)
+
+    @classmethod
+    def _make(cls, iterable: Iterable[int]) -> Instruction:
+        return cls(*iterable)  # which `_replace` uses, too
 
     def pack(self, byteorder: str = sys.byteorder) -> bytes:
         """As the kernel of a machine with this byte order reads it.
@@ -152,6 +188,9 @@ class Program:
         if hasattr(self, "_fd"):
             self.close()
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a Program owns a descriptor and cannot be copied or pickled: make a new one")
+
 
 def _load(number: int, code: bytes, log_size: int) -> tuple[int, int, str]:
     """The new descriptor or -1, ``errno``, and the verifier's log of at most *log_size* bytes."""
@@ -228,10 +267,3 @@ def keep(size: int) -> Program:
     """Filter: every frame is cut to *size* bytes at most; 0 drops them all, which ``tx_dropped`` counts."""
     _check("size", size, 0x7FFFFFFF)
     return Program([Instruction(_MOVE, _R0, immediate=size), EXIT])
-
-
-def _check(what: str, number: int, largest: int) -> None:
-    if not isinstance(number, int) or isinstance(number, bool):
-        raise TypeError(f"{what} {number!r}: a whole number")
-    if not 0 <= number <= largest:
-        raise ValueError(f"{what} {number}: 0 to {largest}")

@@ -152,7 +152,7 @@ class ChangesTheLastByte(Through):
         super().write_frame_nowait(frame)
 
 
-@fault("write_frame: frame \d+ of .* was lost", "frames_of_every_size_pass")
+@fault(r"write_frame: frame \d+ of .* was lost", "frames_of_every_size_pass")
 class LosesFramesOf257Bytes(Through):
     async def write_frame(self, frame: Any) -> None:
         if len(frame) != 257:

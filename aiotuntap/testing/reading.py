@@ -73,7 +73,7 @@ async def nowait_does_not_overtake(trial: Trial) -> None:
         for _ in range(8 if read is not None else 0):
             frame = trial.frame()
             waiting = trial.start(trial.soon(trial.stream.read_frame(), "a waiting read_frame"))
-            await trial.turns(3)
+            await trial.asked()
             await trial.send([frame])
             taken = None
             while not waiting.done() and taken is None:
@@ -107,7 +107,7 @@ async def readers_take_turns(trial: Trial) -> None:
         got.clear()
         ways = (one_frame, lambda: stream.read_frames(1), next_frame)
         tasks = [trial.start(read(number, one)) for number, one in enumerate(ways)]
-        await trial.turns(3)
+        await trial.asked()
         sent = trial.frames(12)
         await send(sent)
         await trial.soon(asyncio.gather(*tasks), "three readers that read four frames each")
@@ -117,7 +117,7 @@ async def readers_take_turns(trial: Trial) -> None:
     # Somebody who asks while the frame of an earlier reader is on its way to that one.
     sent = trial.frames(2)
     earlier = trial.start(stream.read_frame())
-    await trial.turns(3)
+    await trial.asked()
     await trial.burst(sent)
     later = await trial.soon(stream.read_frame(), "a second reader")
     assert later == sent[1], "readers were not served in turn: a later one got the frame of the first"
@@ -171,7 +171,7 @@ async def a_cancelled_reader_leaves_the_line(trial: Trial) -> None:
     """Whoever waits behind a reader that is cancelled is served, also when its frame had come already."""
     for turns in range(4):
         first, *others = (trial.start(trial.stream.read_frame()) for _ in range(3))
-        await trial.turns(3)
+        await trial.asked()
         if turns == 3:
             first.cancel()
         await trial.burst([trial.frame()])

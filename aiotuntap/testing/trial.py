@@ -141,9 +141,15 @@ class Trial:
         for _ in range(count):
             await asyncio.sleep(0)
 
+    async def asked(self) -> None:
+        """Waits until tasks that begin to read stand in the line."""
+        await self.turns(3)
+        if self.delay > 0.001:
+            await asyncio.sleep(2 * self.delay)
+
     async def settle(self) -> None:
         """Waits until what is under way has arrived."""
-        await asyncio.sleep(0.01 + 3 * self.delay)
+        await asyncio.sleep(0.003 + 3 * self.delay)
 
     async def raises(self, kind: type[E], use: Callable[[], Awaitable[object]], what: str) -> E:
         """The exception that *use* raises; an AssertionError if it does not, or another one."""
