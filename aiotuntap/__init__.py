@@ -2,6 +2,7 @@
 
 import typing
 
+from ._engine import SlowEngineWarning
 from ._errors import (
     DeviceGoneError,
     InvalidFrameError,
@@ -11,10 +12,10 @@ from ._errors import (
     SetupPermissionError,
     TuntapError,
 )
+from ._offload.header import VnetHeader
 from ._queue import TuntapQueue
 from ._tuntap import AsyncTuntap
 from ._types import Change, Counters, Frame, Link, LinkEvent, Mode, Offload, PacketStream, Stats
-from ._offload.header import VnetHeader
 
 if typing.TYPE_CHECKING:
     from ._offload.coalesce import coalesce
@@ -36,6 +37,7 @@ __all__ = [
     "QueueClosedError",
     "SetupError",
     "SetupPermissionError",
+    "SlowEngineWarning",
     "Stats",
     "TuntapError",
     "TuntapQueue",

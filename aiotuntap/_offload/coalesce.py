@@ -15,11 +15,11 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from .checksum import as_rows, row_sums, word_sum, word_sums
 from .._errors import InvalidFrameError
-from .layout import CHECKSUM_AT, TCP, UDP, Layout, addresses, parse
 from .._types import Buffer, Mode, Offload
+from .checksum import as_rows, row_sums, word_sum, word_sums
 from .header import BASIC, HEADER_SIZE, VnetHeader, check_size
+from .layout import CHECKSUM_AT, TCP, UDP, Layout, addresses, parse
 
 # What is merged, by IP version and protocol: the offload that allows it, and its type in the header.
 _KINDS = {

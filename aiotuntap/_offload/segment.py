@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import struct
 
-from .checksum import word_sum
 from .._errors import InvalidFrameError
-from .layout import CHECKSUM_AT, TCP, UDP, Layout, addresses, network_header, parse
-from ._numpy import np
 from .._types import Buffer, Mode
+from ._numpy import np
+from .checksum import word_sum
 from .header import BASIC, HEADER_SIZE, VnetHeader, check_size
+from .layout import CHECKSUM_AT, TCP, UDP, Layout, addresses, network_header, parse
 
 _NEEDS_CSUM = VnetHeader.NEEDS_CSUM
 
