@@ -19,6 +19,10 @@ _KINDS = {
 
 _WORD, _TWO_WORDS, _LONG = struct.Struct(">H"), struct.Struct(">HH"), struct.Struct(">I")
 
+# Bytes of headers of all segments together, at most: one byte in each segment with headers of 256 bytes is possible. A
+# super-frame with IPv6 headers of 32 KiB and as many bytes of payload would otherwise become 1 GiB.
+_MOST_HEADERS = 1 << 24
+
 _SHORTEST = {Mode.TUN: 1, Mode.TAP: 14}
 _IP_HEADER = {0: 0, 4: 20, 6: 40}
 
@@ -41,7 +45,7 @@ def segment(frame: Buffer, mode: Mode | str, *, header_size: int = HEADER_SIZE) 
 
     Raises:
         InvalidFrameError: Header and frame do not hold together, or it is a kind that is not segmented here: legacy
-            UFO, or a super-frame inside a tunnel.
+            UFO, or a super-frame inside a tunnel. Or its segments would have more than 16 MiB of headers.
     """
     data = bytes(frame)
     mode = Mode(mode)
@@ -72,6 +76,9 @@ def segment(frame: Buffer, mode: Mode | str, *, header_size: int = HEADER_SIZE) 
             raise InvalidFrameError("the checksum is not where the transport header has it")
     elif layout.protocol == UDP:
         raise InvalidFrameError("a UDP super-frame without NEEDS_CSUM")
+    count = -((layout.payload - layout.end) // gso_size)
+    if count * layout.payload > _MOST_HEADERS:
+        raise InvalidFrameError(f"{count} segments with headers of {layout.payload} bytes: more than 16 MiB of headers")
     return _cut(plain, layout, gso_size)
 
 
