@@ -9,12 +9,12 @@ from ._errors import (
     SetupPermissionError,
     TuntapError,
 )
-from ._queue import TuntapQueue
-from ._tuntap import AsyncTuntap
-from ._types import Change, Counters, Frame, Link, LinkEvent, Mode, Offload, PacketStream, Stats
 from ._offload.coalesce import coalesce
 from ._offload.header import VnetHeader
 from ._offload.segment import segment
+from ._queue import TuntapQueue
+from ._tuntap import AsyncTuntap
+from ._types import Change, Counters, Frame, Link, LinkEvent, Mode, Offload, PacketStream, Stats
 
 __all__ = [
     "AsyncTuntap",

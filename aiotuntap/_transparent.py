@@ -1,7 +1,4 @@
-"""A queue with offloads that its user does not see: super-frames towards the kernel, ordinary frames on this side.
-
-Imports numpy, which takes its time: from a thread.
-"""
+"""A queue with offloads that its user does not see: super-frames towards the kernel, ordinary frames on this side."""
 
 from __future__ import annotations
 
@@ -10,12 +7,12 @@ import os
 from collections.abc import Iterable, Sequence
 
 from . import _abi
-from ._offload.coalesce import MERGEABLE, Merged, merge
 from ._device import Options, QueueFile
 from ._errors import InvalidFrameError, TuntapError
+from ._offload.coalesce import MERGEABLE, Merged, merge
+from ._offload.segment import segment
 from ._queue import BATCH, Owner, TuntapQueue, as_batch, report, size_of
 from ._reader import Turn
-from ._offload.segment import segment
 from ._types import Frame, Offload, Stats
 
 # Frames that `write_frames` merges and writes before the other tasks of the loop get a turn.

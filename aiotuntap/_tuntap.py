@@ -6,7 +6,7 @@ import asyncio
 import errno
 import fcntl
 import grp
-import importlib.util
+import importlib
 import os
 import pwd
 import threading
@@ -65,7 +65,6 @@ class AsyncTuntap:
             offloads for UDP tunnels. With offloads, one frame is then up to 64 KiB: the fast way for a switch.
         offload: What the kernel may leave undone in frames that it hands out. Without ``vnet_header`` this is
             transparent: frames are ordinary ones, segmented after reading and merged in `TuntapQueue.write_frames`.
-            That takes numpy, the extra ``offload``.
         napi: Frames written pass through NAPI, and so through receive offload.
         carrier: Whether the interface starts with a carrier.
         netns: Network namespace to open it in: a name as in ``ip netns``, or a path such as ``/proc/PID/ns/net``.
@@ -75,7 +74,6 @@ class AsyncTuntap:
 
     Raises:
         ValueError, TypeError: An argument makes no sense by itself. Nothing was opened.
-        ImportError: Transparent offloads without numpy.
     """
 
     def __init__(
@@ -631,7 +629,7 @@ class AsyncTuntap:
 
 
 async def _import(module: str) -> ModuleType:
-    """A module that imports pyroute2 or numpy, which takes too long for the loop's thread."""
+    """A module that imports pyroute2, which takes too long for the loop's thread."""
     return await run_in_thread(lambda: importlib.import_module(f".{module}", __package__))
 
 
@@ -678,10 +676,6 @@ def _check_transparent(offload: Offload, packet_info: bool) -> None:
         raise ValueError(f"{tunnels} needs vnet_header=True: super-frames inside a tunnel are not segmented here")
     if packet_info:
         raise ValueError("offloads with packet_info=True need vnet_header=True as well")
-    if importlib.util.find_spec("numpy") is None:
-        raise ImportError(
-            "offloads without vnet_header=True take numpy: pip install 'aiotuntap[offload]'", name="numpy"
-        )
 
 
 def _check_count(what: str, count: int) -> None:

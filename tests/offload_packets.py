@@ -332,7 +332,9 @@ def hostile(draw: st.DrawFn, packet: Packet) -> bytes:
         fields += [12, 13, network - 2, network - 1]
     for at in draw(st.lists(st.sampled_from(fields), max_size=3)):
         if at < len(frame):
-            frame[at] = draw(st.sampled_from((0, 1, 6, 17, 43, 44, 60, 0x45, 0x4F, 0x50, 0x60, 0xF0, 0xFF, frame[at] ^ 1)))
+            frame[at] = draw(
+                st.sampled_from((0, 1, 6, 17, 43, 44, 60, 0x45, 0x4F, 0x50, 0x60, 0xF0, 0xFF, frame[at] ^ 1))
+            )
     ends = st.one_of(st.integers(0, 300), st.integers(max(len(frame) - 4, 0), len(frame)))
     return bytes(frame[: draw(st.one_of(st.just(len(frame)), ends))])
 

@@ -187,7 +187,7 @@ def must_be_refused(frame: bytes, mode: Mode, header_size: int = 10) -> bool:
     if protocol == UDP and u16(body, transport + 4) != len(body) - transport:
         return True
     if flags & NEEDS_CSUM:
-        return csum_start != transport or csum_offset != CHECKSUM_OFFSET[protocol]
+        return (csum_start, csum_offset) != (transport, CHECKSUM_OFFSET[protocol])
     return protocol == UDP
 
 

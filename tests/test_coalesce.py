@@ -29,10 +29,10 @@ from .offload_packets import (
     HEADER_SIZES,
     HOP_BY_HOP,
     ICMP,
+    LINKS4,
     MF,
     MODES,
     PSH,
-    LINKS4,
     ROUTING,
     RST,
     SYN,
@@ -377,7 +377,10 @@ def test_no_memory_is_kept_for_headers_of_the_senders_choosing() -> None:
 
     def take_all() -> None:
         for size in sizes:
-            for packet in (Packet(version=6, extensions=extensions_of(size)), Packet(options=bytes(size % 44 // 4 * 4))):
+            for packet in (
+                Packet(version=6, extensions=extensions_of(size)),
+                Packet(options=bytes(size % 44 // 4 * 4)),
+            ):
                 frames = build(row(packet, [9] * 8))
                 coalesce(frames, "tun")
                 segment(replace(packet, payload=filler(72, 2)).super_frame(9), "tun")

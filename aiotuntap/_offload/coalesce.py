@@ -28,9 +28,9 @@ _KINDS = {
 #: All offloads that merging can use.
 MERGEABLE = Offload.TSO4 | Offload.TSO6 | Offload.USO4 | Offload.USO6
 
-#: Bytes from the start of a frame to its payload, at most: a frame with longer headers is not looked into, as if it
-#: were neither TCP nor UDP. The kernel refuses a super-frame whose headers do not fit into the first part of its
-#: buffer, and what a sender puts into headers must not cost more time than what other frames cost.
+#: Bytes from the start of a frame to its payload, at most: a frame with longer headers is not looked into any further,
+#: as if it were neither TCP nor UDP. Chains of IPv6 headers would take time without bound, and the kernel refuses a
+#: super-frame whose transport header is beyond byte 65,470 or so: that and the room before it have to fit into 16 bits.
 MOST_HEADERS = 256
 
 # Frames in one super-frame, and bytes of its IP packet.
