@@ -15,7 +15,7 @@ from . import _frames
 from ._errors import InvalidFrameError
 from ._offload import coalesce as _coalesce
 from ._offload import segment as _segment
-from ._types import Frame, Mode, Offload
+from ._types import Buffer, Frame, Mode, Offload
 
 VARIABLE = "AIOTUNTAP_EXTENSION"
 
@@ -36,12 +36,12 @@ class Engine:
     read_one: Callable[[int], bytes | int]
     write_batch: Callable[[int, int, int, int, Sequence[Frame]], tuple[int, int]]
     write_one: Callable[[int, int, Frame], int]
-    segment: Callable[[bytes, bool, int], list[bytes] | None]
+    segment: Callable[[Buffer, bool, int], list[bytes] | None]
     coalesce: Callable[[Sequence[Frame], bool, int, int], list[bytes] | None]
     merge: Callable[[Sequence[Frame], bool, int, int], list[Merged] | None]
 
 
-def _python_segment(frame: bytes, tap: bool, header_size: int) -> list[bytes] | None:
+def _python_segment(frame: Buffer, tap: bool, header_size: int) -> list[bytes] | None:
     """The plain frames, or None for a frame that is refused."""
     try:
         return _segment.segment(frame, Mode.TAP if tap else Mode.TUN, header_size=header_size)
