@@ -308,26 +308,44 @@ static PyObject *segment(PyObject *module, PyObject *const *args, Py_ssize_t giv
     return list;
 }
 
-/* One frame for a plan, which keeps its owner; frames that are not bytes are copied. 1 on success, 0 to hand it back. */
-static int keep(PyObject *frames, uint32_t index, struct frame *frame)
+/* A frame as bytes of its own; NULL for what is no plain contiguous buffer, or with an exception. */
+static PyObject *copy_of(PyObject *frame)
 {
+    PyObject *copy;
     struct held held;
-    int result = 0;
 
-    if (!hold_item(frames, (Py_ssize_t)index, &held))
-        return 0;
-    if (held.size <= UINT32_MAX) {
-        PyObject *owner =
-            held.owner ? Py_NewRef(held.owner) : PyBytes_FromStringAndSize(held.data, held.size);
-
-        result = -1;
-        if (owner) {
-            *frame = (struct frame){(const uint8_t *)PyBytes_AsString(owner), (uint32_t)held.size, owner};
-            result = 1;
-        }
-    }
+    if (!hold(frame, &held))
+        return NULL;
+    copy = PyBytes_FromStringAndSize(held.data, held.size);
     let_go(&held);
-    return result;
+    return copy;
+}
+
+/* Takes the frames into a plan, which owns them from then on. False, perhaps with an exception, if one is not taken. */
+static bool take_frames(struct plan *plan, PyObject *frames)
+{
+    for (uint32_t i = 0; i < plan->frame_count; i++) {
+        PyObject *frame = PySequence_GetItem(frames, (Py_ssize_t)i);
+        Py_ssize_t size;
+
+        if (!frame) {
+            hand_back();
+            return false;
+        }
+        if (!PyBytes_CheckExact(frame)) {
+            PyObject *copy = copy_of(frame);
+
+            Py_DECREF(frame);
+            if (!(frame = copy))
+                return false;
+        }
+        plan->frames[i] = (struct frame){(const uint8_t *)PyBytes_AsString(frame), 0, frame};
+        size = PyBytes_Size(frame);
+        if (size > UINT32_MAX)
+            return false;
+        plan->frames[i].size = (uint32_t)size;
+    }
+    return true;
 }
 
 static PyObject *build_run(const struct plan *plan, const struct run *run, uint32_t header_size)
@@ -387,11 +405,10 @@ static PyObject *build_runs(const struct plan *plan, uint32_t header_size, build
 static PyObject *merge_with(PyObject *module, PyObject *const *args, Py_ssize_t given, build_function *build)
 {
     const struct state *state = PyModule_GetState(module);
-    int tap, offload, header_size, kept = 1;
+    int tap, offload, header_size;
     PyObject *list = NULL;
     Py_ssize_t size;
     struct plan *plan;
-    uint32_t count = 0;
 
     if (!count_is(given, 4) || (tap = PyObject_IsTrue(args[1])) < 0 || !int_of(args[2], &offload) ||
         !int_of(args[3], &header_size) || (size = PySequence_Size(args[0])) < 0)
@@ -400,16 +417,14 @@ static PyObject *merge_with(PyObject *module, PyObject *const *args, Py_ssize_t 
         Py_RETURN_NONE;
     if (!(plan = plan_new((uint32_t)size)))
         return PyErr_NoMemory();
-    while (count < plan->frame_count && (kept = keep(args[0], count, &plan->frames[count])) > 0)
-        count++;
-    if (kept > 0) {
+    if (take_frames(plan, args[0])) {
         plan_make(plan, tap, (unsigned)offload, &state->key);
         list = build_runs(plan, (uint32_t)header_size, build);
-    } else if (!kept) {
+    } else if (!PyErr_Occurred()) {
         list = Py_NewRef(Py_None);
     }
-    while (count)
-        Py_DECREF((PyObject *)plan->frames[--count].owner);
+    for (uint32_t i = 0; i < plan->frame_count; i++)
+        Py_XDECREF((PyObject *)plan->frames[i].owner);
     plan_free(plan);
     return list;
 }

@@ -458,15 +458,19 @@ static uint32_t place_of(const struct plan *plan, const uint8_t *frame, const st
     return (uint32_t)(hash >> (64 - plan->table_bits));
 }
 
+static inline bool same_bytes(const uint8_t *a, const uint8_t *b, uint32_t size)
+{
+    return !size || !memcmp(a, b, size); /* TUN frames have no link layer: mostly, there is nothing to call for */
+}
+
 static bool same_flow(const struct plan *plan, const struct run *run, const uint8_t *frame, const struct layout *l)
 {
     const struct layout *other = &run->layout;
-    const uint8_t *first = plan->frames[run->first].data;
-    uint32_t at = addresses_at(l);
+    const uint8_t *first = plan->frames[run->first].data, *a = first + addresses_at(l), *b = frame + addresses_at(l);
 
     return other->version == l->version && other->protocol == l->protocol && other->network == l->network &&
-           !memcmp(first + at, frame + at, addresses_size(l)) &&
-           !memcmp(first + other->transport, frame + l->transport, 4) && !memcmp(first, frame, l->network);
+           !memcmp(first + other->transport, frame + l->transport, 4) && !memcmp(a, b, 8) &&
+           (l->version == 4 || !memcmp(a + 8, b + 8, 24)) && same_bytes(first, frame, l->network);
 }
 
 /*
@@ -531,14 +535,14 @@ static void open_run(const struct plan *plan, struct run *run, unsigned offload)
             run->most = 0x10000u - run->ident;
     }
     if (l->protocol == TCP) {
-        uint32_t before_wrap;
+        uint32_t others;
 
         if ((transport[13] & ~ECE) != ACK) /* with PSH it would be the last one as well */
             return;
         run->sequence = get32(transport + 4);
-        before_wrap = (UINT32_MAX - run->sequence) / payload_size + 1;
-        if (run->most > before_wrap)
-            run->most = before_wrap;
+        others = (UINT32_MAX - run->sequence) / payload_size; /* that can follow before it starts again from 0 */
+        if (run->most > others)
+            run->most = others + 1;
     } else if (get16(transport + 4) != l->end - l->transport) {
         return;
     }
@@ -567,7 +571,7 @@ static bool continues(const struct run *run, const struct frame *first, const st
     const uint8_t *a = first->data + l->network, *b = frame->data + l->network;
     uint32_t length = frame->size - l->network, ip_size = l->transport - l->network;
 
-    if (l->network && memcmp(first->data, frame->data, l->network))
+    if (!same_bytes(first->data, frame->data, l->network))
         return false;
     if (l->version == 4) {
         if (memcmp(a, b, 2) || get16(b + 2) != length || memcmp(a + 6, b + 6, 4) ||
@@ -637,6 +641,8 @@ struct plan *plan_new(uint32_t frame_count)
     plan->runs = (struct run *)(plan->frames + frame_count);
     plan->next = (uint32_t *)(plan->runs + frame_count);
     plan->table = plan->next + frame_count;
+    for (uint32_t i = 0; i < frame_count; i++)
+        plan->frames[i].owner = NULL;
     memset(plan->table, 0xff, ((size_t)1 << bits) * sizeof *plan->table); /* NONE */
     return plan;
 }
