@@ -13,7 +13,11 @@
 
 enum { TSO4 = 0x02, TSO6 = 0x04, USO4 = 0x20, USO6 = 0x40 }; /* TUN_F_* of <linux/if_tun.h> */
 
-/* Of a frame that is merged with others, from its start to its payload. */
+/*
+ * Bytes from the start of a frame to its payload: one with longer headers is neither merged nor segmented here. The
+ * kernel refuses super-frames of them, the segments of one could take a thousand times its memory, and what a sender
+ * puts into headers must not cost more time than what other frames cost.
+ */
 enum { MOST_HEADERS = 256 };
 
 struct frame {
@@ -45,10 +49,7 @@ struct cut {
     uint64_t ip_sum, sum;
 };
 
-/*
- * How many plain frames there will be: 0 if it is refused. *data* begins with the virtio_net_hdr. The segments of a
- * frame with more than MOST_HEADERS could take many times its memory: it is refused as well.
- */
+/* How many plain frames there will be: 0 if it is refused. *data* begins with the virtio_net_hdr. */
 uint32_t cut_prepare(struct cut *cut, const uint8_t *data, uint32_t size, bool tap, uint32_t header_size);
 uint32_t cut_size(const struct cut *cut, uint32_t index);
 void cut_write(const struct cut *cut, uint32_t index, uint8_t *to);
