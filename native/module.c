@@ -121,9 +121,9 @@ static bool hold_item(PyObject *frames, Py_ssize_t index, struct held *held)
 /* -- reading ------------------------------------------------------------------------------------------------------- */
 
 /*
- * One frame, or NULL and an errno; never an exception. What was read is never lost for lack of memory: the place that
- * it was read to is an object that can be handed out itself. A large frame always is, which saves a copy; it then has more
- * memory than it needs, at most twice as much.
+ * One frame, or NULL and an errno; never an exception. What was read is never lost for lack of memory: it was read into
+ * an object that can be handed out itself. A large frame always is, which saves a copy; it then has more memory than it
+ * needs, at most twice as much.
  */
 static PyObject *read_frame(struct state *state, int fd, int *error)
 {

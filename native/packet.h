@@ -151,8 +151,8 @@ static inline uint32_t ip_header_size(uint8_t version)
 bool network_header(const uint8_t *frame, uint32_t size, bool tap, uint32_t *network, uint8_t *version);
 
 /*
- * Finds the headers of an unfragmented TCP or UDP packet. False for anything else, for headers of more than MOST_HEADERS,
- * and where lengths are wrong.
+ * Finds the headers of an unfragmented TCP or UDP packet. False for anything else, for headers that are longer than
+ * MOST_HEADERS, and where lengths are wrong.
  */
 bool parse(const uint8_t *frame, uint32_t size, bool tap, struct layout *layout);
 
