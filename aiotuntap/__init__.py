@@ -1,7 +1,5 @@
 """Asynchronous, multi-queue TUN/TAP for Linux: every queue of an interface is a stream of frames."""
 
-import typing
-
 from ._errors import (
     DeviceGoneError,
     InvalidFrameError,
@@ -14,11 +12,9 @@ from ._errors import (
 from ._queue import TuntapQueue
 from ._tuntap import AsyncTuntap
 from ._types import Change, Counters, Frame, Link, LinkEvent, Mode, Offload, PacketStream, Stats
+from ._offload.coalesce import coalesce
 from ._offload.header import VnetHeader
-
-if typing.TYPE_CHECKING:
-    from ._offload.coalesce import coalesce
-    from ._offload.segment import segment
+from ._offload.segment import segment
 
 __all__ = [
     "AsyncTuntap",
@@ -43,16 +39,3 @@ __all__ = [
     "coalesce",
     "segment",
 ]
-
-
-def __getattr__(name: str) -> typing.Any:
-    """These two import numpy, which takes as long as everything else together: when they are asked for."""
-    if name == "segment":
-        from ._offload.segment import segment
-
-        return segment
-    if name == "coalesce":
-        from ._offload.coalesce import coalesce
-
-        return coalesce
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ import pytest
 from aiotuntap import AsyncTuntap, Mode, Offload, SetupError, TuntapError, segment
 from aiotuntap._offload.flags import check, negotiate
 
-from .offload_reference import TCP, UDP, Packet, filler
+from .offload_packets import TCP, UDP, Packet, filler
 
 NONE, CSUM, TSO4, TSO6, ECN = Offload.NONE, Offload.CSUM, Offload.TSO4, Offload.TSO6, Offload.ECN
 USO4, USO6, USO = Offload.USO4, Offload.USO6, Offload.USO4 | Offload.USO6

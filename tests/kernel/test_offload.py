@@ -21,7 +21,7 @@ from aiotuntap._offload.flags import check
 from aiotuntap._transparent import TransparentQueue
 from aiotuntap.testing import example_frame
 
-from ..offload_reference import NEEDS_CSUM, TCP, UDP, Packet, filler, vnet_header
+from ..offload_packets import NEEDS_CSUM, TCP, UDP, Packet, filler, vnet_header
 from .support import features_on, ip, settle, tap, tap_with_peer, tun_info, unique
 
 CSUM, TSO4, TSO6, ECN = Offload.CSUM, Offload.TSO4, Offload.TSO6, Offload.ECN

@@ -37,7 +37,7 @@ from aiotuntap._queue import BATCH
 from aiotuntap._transparent import TransparentQueue
 from aiotuntap.testing import example_frame
 
-from ..offload_reference import ACK, DESTINATION, HOP_BY_HOP, PSH, TCP, UDP, Packet, ask_dpkt, extension, filler
+from ..offload_packets import ACK, DESTINATION, HOP_BY_HOP, PSH, TCP, UDP, Packet, ask_dpkt, extension, filler
 from .support import (
     PacketPeer,
     features_on,
