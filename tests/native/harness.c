@@ -343,9 +343,9 @@ static void merge_and_note(struct frame *frames, uint32_t count, bool tap, uint3
         if (run->count > 1) {
             check(offload & run->offload, "merged without the offload");
             check_run(plan, run, to, size, tap, header_size);
-            frames_merged += run->count;
         }
         if (note_it) {
+            frames_merged += run->count > 1 ? run->count : 0;
             note_number(run->count);
             note_with_header(to, size);
         }
