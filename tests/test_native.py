@@ -615,8 +615,9 @@ def test_buffers_that_call_the_extension(pair: tuple[socket.socket, socket.socke
 
     class Nested:
         def __buffer__(self, flags: int) -> memoryview:
-            assert _native.write_one(left.fileno(), LARGE, b"inner") == 0
-            assert _native.read_one(right.fileno()) == b"inner"
+            assert _native.write_one(right.fileno(), LARGE, b"inner") == 0
+            assert _native.read_one(left.fileno()) == b"inner"
+            assert _native.merge([FRAME], False, 0, 10) == [(bytes(10) + FRAME, [0], 0)]
             return memoryview(FRAME)
 
     assert _native.write_batch(left.fileno(), LARGE, 0, 9, [Nested(), Nested()]) == (2, 0)
