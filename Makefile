@@ -68,10 +68,14 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml $(NATIVE)
 
 $(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.bench: $(VENV)/.%: $(VENV)/bin/python pyproject.toml $(NATIVE)
 	@echo '== installing aiotuntap and what "make $*" needs'
-	@sh tests/install-programs.sh cc:build-essential $(PYTHON_HEADERS):python3-dev || echo '== no compiler for the C extension: continuing without'
 	@$(PIP) install --editable '.[all]' --group $*
 	@$(BIN)/python -c 'import aiotuntap._native' 2>/dev/null || echo '== NO C EXTENSION: ONLY THE ENGINE IN PYTHON IS INSTALLED'
 	@touch $@
+
+$(VENV)/.test $(VENV)/.bench: | $(VENV)/.compiler
+
+$(VENV)/.compiler: $(VENV)/bin/python
+	@sh tests/install-programs.sh cc:build-essential $(PYTHON_HEADERS):python3-dev && touch $@ || echo '== continuing without a compiler'
 
 $(VENV)/.wheel: $(VENV)/bin/python pyproject.toml
 	@echo '== installing what "make wheel" needs'

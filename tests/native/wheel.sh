@@ -59,6 +59,15 @@ for path, more in zip(sys.argv[1:], ({"aiotuntap/_native.abi3.so"}, set()), stri
     print(f"== in {path}: what it should be, {len(files)} files")
 PROGRAM
 
+echo '== installing without a compiler'
+"$builder" -m venv "$work/venv"
+CC=/nonexistent/cc "$work/venv/bin/python" -m pip --disable-pip-version-check install --verbose "$unpacked" >"$work/log" 2>&1
+grep -q 'aiotuntap: the C extension cannot be compiled' "$work/log"
+(cd "$work" && venv/bin/python -c '
+import importlib.util
+import aiotuntap
+assert importlib.util.find_spec("aiotuntap._native") is None')
+
 # The tests stand beside no package, so that they run on what is installed.
 mkdir "$work/run"
 cp -R tests native pyproject.toml "$work/run"
