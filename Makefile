@@ -6,7 +6,8 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 VENV := .venv/$(VERSION)
 BIN := $(VENV)/bin
 PYTHON_HEADERS = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# setuptools warns at each editable installation.
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # What the C extension is made of: when it changes, the packages are installed again.
 NATIVE := setup.py $(wildcard native/*.[ch])

@@ -737,6 +737,8 @@ for number in range(300):
     assert _native.write_batch(left.fileno(), 60000, 0, 9, [b"frame", bytes(50000)]) == (2, 0)
     assert _native.read_batch(right.fileno(), 2, 1 << 20) == ([b"frame", bytes(50000)], 0)
     assert _native.coalesce([b"frame"], False, 0, 10) == [bytes(10) + b"frame"]
+left.close()
+right.close()
 '''
 def run():
     interpreter = interpreters.create()

@@ -4,7 +4,7 @@
 # as is asked for, and over the tests of the extension; the same results on a big-endian machine.
 set -eu
 python=$1
-seconds=${2-40}
+seconds=${2-20}
 cd "$(dirname "$0")/../.."
 sh tests/install-programs.sh cc:build-essential clang qemu-s390x:qemu-user \
     aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu /usr/aarch64-linux-gnu/include/stdlib.h:libc6-dev-arm64-cross \
