@@ -58,3 +58,12 @@ class SetupError(TuntapError, OSError):
 
 class SetupPermissionError(SetupError, PermissionError):
     """A `SetupError` for want of a privilege; caught as either."""
+
+
+#: What to do about EMFILE.
+NO_DESCRIPTORS = "this process has no descriptors left: raise 'ulimit -n'"
+
+
+def gone(name: str, number: int = errno.EBADFD) -> DeviceGoneError:
+    """What to raise when the interface *name* was found to be deleted."""
+    return DeviceGoneError(number, f"interface {name!r} is gone: it, or its namespace, was deleted")

@@ -21,9 +21,10 @@ import platform
 import struct
 import sys
 from collections.abc import Iterable
-from typing import NamedTuple, NoReturn, Self
+from typing import NamedTuple, Self
 
 from ._errors import SetupError
+from ._types import Owning
 
 SOCKET_FILTER = 1  # BPF_PROG_TYPE_SOCKET_FILTER
 
@@ -131,7 +132,7 @@ def syscall_number(machine: str | None = None, pointer_size: int = struct.calcsi
         ) from None
 
 
-class Program:
+class Program(Owning):
     """An eBPF program, in the kernel while the object is used as a context manager, or from `load` to `close`.
 
     Args:
@@ -187,9 +188,6 @@ class Program:
     def __del__(self) -> None:
         if hasattr(self, "_fd"):
             self.close()
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a Program owns a descriptor and cannot be copied or pickled: make a new one")
 
 
 def _load(number: int, code: bytes, log_size: int) -> tuple[int, int, str]:

@@ -112,12 +112,12 @@ def test_there_is_an_error_of_every_class() -> None:
 
 @pytest.mark.parametrize("how", COPIES)
 def test_a_program_owns_its_descriptor(how: str) -> None:
-    with pytest.raises(TypeError, match="Program owns a descriptor and cannot be copied or pickled"):
+    with pytest.raises(TypeError, match="Program cannot be copied or pickled"):
         COPIES[how](bpf.constant(0))
 
 
 @pytest.mark.parametrize("how", COPIES)
 async def test_a_memory_stream_belongs_to_its_loop(how: str) -> None:
     for stream in memory_pair():
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="MemoryStream cannot be copied or pickled"):
             COPIES[how](stream)

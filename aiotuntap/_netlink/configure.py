@@ -14,9 +14,9 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from .. import _abi
 from .._errors import SetupError
+from .._netns import Namespace, open_namespace, parse_namespace
 from .link import get
 from .socket import route_socket
-from .._netns import Namespace, open_namespace, parse_namespace
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 

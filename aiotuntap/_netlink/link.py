@@ -10,9 +10,9 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from .. import _abi
 from .._errors import SetupError
-from .socket import route_socket
 from .._netns import Namespace
 from .._types import Counters, Link, Mode
+from .socket import route_socket
 
 _TRIES = 100
 _IFF_UP = 0x1

@@ -18,11 +18,11 @@ from weakref import WeakKeyDictionary
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from .._errors import DeviceGoneError
-from .link import find, parse, parse_address
-from .socket import RECEIVE_SIZE, make_socket
 from .._netns import Identity, Namespace, identity
 from .._threads import run_in_thread
 from .._types import Change, Link, LinkEvent
+from .link import find, parse, parse_address
+from .socket import RECEIVE_SIZE, make_socket
 
 # RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR: bits of struct sockaddr_nl.nl_groups.
 _GROUPS = 0x001 | 0x010 | 0x100
