@@ -21,7 +21,8 @@ import platform
 import struct
 import sys
 from collections.abc import Iterable
-from typing import NamedTuple, Self
+from dataclasses import dataclass
+from typing import Self
 
 from ._errors import SetupError
 from ._types import Owning
@@ -43,42 +44,34 @@ _R0, _R1, _R6 = 0, 1, 6  # what the program returns, its argument, and where LD_
 _GET_SMP_PROCESSOR_ID = 8
 
 
-class _Fields(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """``struct bpf_insn``: one instruction of eight bytes.
+
+    Args:
+        opcode: 0 to 255.
+        destination: A register, 0 to 15 (the verifier has its own idea of which of them exist).
+        source: As *destination*.
+        offset: A signed number of 16 bits.
+        immediate: A signed number of 32 bits.
+
+    Raises:
+        TypeError: A field is not a whole number.
+        ValueError: A field is out of its range.
+    """
+
     opcode: int
     destination: int = 0
     source: int = 0
     offset: int = 0
     immediate: int = 0
 
-
-class Instruction(_Fields):
-    """``struct bpf_insn``: one instruction of eight bytes.
-
-    Args:
-        opcode: 0 to 255.
-        destination, source: Registers, 0 to 15; the kernel's verifier has its own ideas of which of them exist.
-        offset: A signed number of 16 bits.
-        immediate: A signed number of 32 bits.
-
-    Raises:
-        TypeError, ValueError: A field that is not a whole number, or does not fit.
-    """
-
-    __slots__ = ()
-
-    def __new__(
-        cls, opcode: int, destination: int = 0, source: int = 0, offset: int = 0, immediate: int = 0
-    ) -> Instruction:  # noqa: PYI034 - a tuple of these fields only
-        _check("opcode", opcode, 0xFF)
-        _check("destination", destination, 15)
-        _check("source", source, 15)
-        _check("offset", offset, 0x7FFF, -0x8000)
-        _check("immediate", immediate, 0x7FFFFFFF, -0x80000000)
-        return super().__new__(cls, opcode, destination, source, offset, immediate)
-
-    @classmethod
-    def _make(cls, iterable: Iterable[int]) -> Instruction:
-        return cls(*iterable)  # which `_replace` uses, too
+    def __post_init__(self) -> None:
+        _check("opcode", self.opcode, 0xFF)
+        _check("destination", self.destination, 15)
+        _check("source", self.source, 15)
+        _check("offset", self.offset, 0x7FFF, -0x8000)
+        _check("immediate", self.immediate, 0x7FFFFFFF, -0x80000000)
 
     def pack(self, byteorder: str = sys.byteorder) -> bytes:
         """As the kernel of a machine with this byte order reads it.

@@ -7,6 +7,7 @@ import errno
 import pickle
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import pytest
@@ -73,13 +74,16 @@ ERRORS: list[TuntapError] = [
     SetupError(errno.ENOENT, "two names", "/a", None, "/b"),
     SetupPermissionError(errno.EPERM, "by its own name"),
 ]
+
+
+def pickled(protocol: int, value: object) -> Any:
+    return pickle.loads(pickle.dumps(value, protocol))
+
+
 COPIES: dict[str, Callable[[Any], Any]] = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
-    **{
-        f"pickle {protocol}": lambda each, protocol=protocol: pickle.loads(pickle.dumps(each, protocol))
-        for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
-    },
+    **{f"pickle {protocol}": partial(pickled, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)},
 }
 
 

@@ -101,7 +101,9 @@ def test_each_check_finds_a_fault() -> None:
 
 
 async def test_a_failure_names_the_check_and_the_fault() -> None:
-    with pytest.raises(AssertionError, match="frames_of_every_size_pass: read_frame: a frame of 1501 bytes was cut to"):
+    with pytest.raises(
+        AssertionError, match=r"frames_of_every_size_pass: read_frame: a frame of \d+ bytes was cut to 1500"
+    ):
         await check_packet_stream(lambda: around(CutsAt1500))
 
 

@@ -86,7 +86,8 @@ def _terms(
 async def _pace(trial: Trial) -> tuple[float, float]:
     """Seconds that one frame takes, and each of many, in the slower direction."""
     clock = asyncio.get_running_loop().time
-    delays, each = [], []
+    delays: list[float] = []
+    each: list[float] = []
     for count in (1, 10):
         for there in (True, False):
             sent = trial.frames(count)

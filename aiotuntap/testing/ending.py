@@ -105,7 +105,7 @@ async def a_device_that_is_gone_stays_gone(trial: Trial) -> None:
 async def _waiting(trial: Trial) -> dict[str, asyncio.Future[Any]]:
     """Tasks that wait for a frame in every way there is, in an order in which each kind stands behind each other."""
     stream = trial.stream
-    waiting = {}
+    waiting: dict[str, asyncio.Future[Any]] = {}
     for number in (1, 2):
         waiting[f"read_frame, waiting task {number}"] = trial.start(stream.read_frame())
         waiting[f"read_frames, waiting task {number}"] = trial.start(stream.read_frames())

@@ -63,7 +63,7 @@ class MemoryStream(FrameReader):
             peer.dropped += 1
             return
         pieces = frame if isinstance(frame, (list, tuple)) else (frame,)
-        peer._ring.append(b"".join(pieces))  # type: ignore[arg-type]
+        peer._ring.append(b"".join(pieces))
         peer._more = True
         peer._wake_reader()
 

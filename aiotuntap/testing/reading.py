@@ -69,7 +69,7 @@ async def nowait_is_empty_when_nothing_came(trial: Trial) -> None:
 async def nowait_does_not_overtake(trial: Trial) -> None:
     """A frame goes to the task that waits for it, not to somebody who looks without waiting."""
     for name in ("read_frame_nowait", "read_frames_nowait"):
-        read = getattr(trial.stream, name, None)
+        read: Any = getattr(trial.stream, name, None)
         for _ in range(8 if read is not None else 0):
             frame = trial.frame()
             waiting = trial.start(trial.soon(trial.stream.read_frame(), "a waiting read_frame"))
@@ -80,7 +80,7 @@ async def nowait_does_not_overtake(trial: Trial) -> None:
                 try:
                     taken = read()
                 except BlockingIOError:
-                    await asyncio.sleep(0)
+                    await trial.turns(1)
             assert taken is None, f"{name} took a frame that a read_frame was waiting for already"
             assert await waiting == frame, "a waiting read_frame got another frame"
 
@@ -158,7 +158,7 @@ async def cancelled_reads_lose_nothing(trial: Trial) -> None:
             else:  # the moment at which the first reader has its frame, and the next may be about to
                 limit = loop.time() + 2 * trial.delay + 0.001
                 while not any(task.done() for task in tasks) and loop.time() < limit:
-                    await asyncio.sleep(0)
+                    await trial.turns(1)
             await trial.cancel(*tasks)
         last = trial.frame()
         await trial.send([last])
@@ -188,7 +188,7 @@ async def iteration_can_be_left_and_resumed(trial: Trial) -> None:
     """Leaving an ``async for`` takes no frame along."""
     sent = trial.frames(12)
     await trial.send(sent)
-    got = []
+    got: list[bytes] = []
     while len(got) < len(sent) and sent[-1] not in got:
         batches = trial.reads()["async for"]()
         for _ in range(2):
@@ -203,7 +203,11 @@ async def iteration_can_be_left_and_resumed(trial: Trial) -> None:
 async def readers_let_others_run(trial: Trial) -> None:
     """A reader that always finds frames gives the other tasks of the loop their turn."""
     stream = trial.stream
-    for name, read in {"read_frame": stream.read_frame, "read_frames": stream.read_frames}.items():
+    reads: dict[str, Callable[[], Awaitable[object]]] = {
+        "read_frame": stream.read_frame,
+        "read_frames": stream.read_frames,
+    }
+    for name, read in reads.items():
         others, frame = Others(trial), trial.frame()
         for _ in range(2000):
             await trial.burst([frame])

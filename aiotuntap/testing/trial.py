@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from os.path import commonprefix
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -68,9 +69,7 @@ class Trial:
         pace: Seconds for a single frame, and for each of many, from one end to the other.
     """
 
-    def __init__(
-        self, stream: PacketStream, far: FarEnd, terms: Terms, pace: tuple[float, float] = (0.0, 0.0)
-    ) -> None:
+    def __init__(self, stream: PacketStream, far: FarEnd, terms: Terms, pace: tuple[float, float] = (0.0, 0.0)) -> None:
         self.stream = stream
         self.far = far
         self.terms = terms
@@ -176,7 +175,7 @@ class Trial:
             await self.send(frames)
             return
         for frame in frames:
-            await self.now(lambda frame=frame: write(frame), "the far end's write_frame_nowait")  # type: ignore[misc]
+            await self.now(partial(write, frame), "the far end's write_frame_nowait")
 
     async def collect(self, way: str, sent: Sequence[bytes]) -> list[bytes]:
         """What the stream gives, up to the last of the frames that were sent."""
@@ -250,12 +249,12 @@ class Trial:
 
         async def write_frame_nowait(frames: Sequence[Frame]) -> None:
             for frame in frames:
-                await self.now(lambda frame=frame: stream.write_frame_nowait(frame), "write_frame_nowait")  # type: ignore[misc]
+                await self.now(partial(stream.write_frame_nowait, frame), "write_frame_nowait")
 
         async def write_frames_nowait(frames: Sequence[Frame]) -> None:
             rest = list(frames)
             while rest:
-                taken = await self.now(lambda: stream.write_frames_nowait(rest), "write_frames_nowait")
+                taken = await self.now(partial(stream.write_frames_nowait, rest), "write_frames_nowait")
                 assert type(taken) is int and 0 <= taken <= len(rest), (
                     f"write_frames_nowait must return how many of {len(rest)} frames were taken, not {taken!r}"
                 )

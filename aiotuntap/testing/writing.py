@@ -5,6 +5,8 @@ from __future__ import annotations
 import array
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from .._errors import InvalidFrameError
@@ -118,17 +120,12 @@ async def every_kind_of_frame_is_written(trial: Trial) -> None:
 async def what_is_not_a_frame_is_refused(trial: Trial) -> None:
     """TypeError for what is not bytes-like, and for one frame where several are expected; nothing is written."""
     stream: Any = trial.stream
-    writes: dict[str, Callable[[Any], Awaitable[object]]] = {
-        name: lambda wrong, write=write: write([wrong])  # type: ignore[misc]
-        for name, write in trial.writes().items()
-    }
-    for wrong in ("text", 7, None, ["text"]):
-        for way, write in writes.items():
-            await trial.raises(TypeError, lambda write=write, wrong=wrong: write(wrong), f"{way} of {wrong!r}")  # type: ignore[misc]
-    for wrong in (trial.frame(), 7, "text"):
-        await trial.raises(
-            TypeError, lambda wrong=wrong: stream.write_frames(wrong), f"write_frames of {type(wrong).__name__}"
-        )  # type: ignore[misc]
+    for way, write in trial.writes().items():
+        for wrong in ("text", 7, None, ["text"]):
+            batch: Any = [wrong]
+            await trial.raises(TypeError, partial(write, batch), f"{way} of {wrong!r}")
+    for one in (trial.frame(), 7, "text"):
+        await trial.raises(TypeError, partial(stream.write_frames, one), f"write_frames of {type(one).__name__}")
     last = [trial.frame()]
     await trial.soon(stream.write_frame(last[0]), "write_frame")
     same(await trial.arrived(last, "after what is not a frame"), last, "after what is not a frame")
@@ -240,10 +237,10 @@ async def writers_do_not_mix(trial: Trial) -> None:
 
     tasks = [write(each[0]), write(each[1]), stream.write_frames(each[2]), write(each[3])]
     await trial.soon(asyncio.gather(*tasks), "four tasks that write at once")
-    last = trial.frame()
-    await trial.soon(stream.write_frame(last), "write_frame")
-    got = await trial.arrived([*sum(each, []), last], "four tasks that write at once")
-    assert set(got) == {*sum(each, []), last}, "writers at the same time: a frame was lost or changed"
+    sent = [*chain(*each), trial.frame()]
+    await trial.soon(stream.write_frame(sent[-1]), "write_frame")
+    got = await trial.arrived(sent, "four tasks that write at once")
+    assert set(got) == set(sent), "writers at the same time: a frame was lost or changed"
     for frames in each:
         same([frame for frame in got if frame in frames], frames, "writers at the same time")
 
@@ -265,10 +262,11 @@ async def reading_does_not_block_writing(trial: Trial) -> None:
 async def writers_let_others_run(trial: Trial) -> None:
     """A writer that never has to wait gives the other tasks of the loop their turn."""
     stream, frame = trial.stream, trial.frame()
-    for name, write in {
+    writes: dict[str, Callable[[], Awaitable[None]]] = {
         "write_frame": lambda: stream.write_frame(frame),
         "write_frames": lambda: stream.write_frames([frame] * 10),
-    }.items():
+    }
+    for name, write in writes.items():
         others = Others(trial)
         for _ in range(2000):
             await trial.soon(write(), name)

@@ -114,6 +114,7 @@ async def test_a_reader_that_always_finds_frames_lets_others_run(batches: bool) 
         assert ticks >= 2000 / 1000
 
 
+@pytest.mark.alone
 async def test_a_full_ring_is_read_without_starving_a_ticker() -> None:
     """All frames are there before reading starts: the reader could go on without ever waiting."""
     async with tap_with_peer() as (interface, peer):
@@ -465,6 +466,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("extension", ["0", ""])
 def test_a_real_limit_of_memory_loses_no_frame(extension: str) -> None:
     environment = os.environ | {"AIOTUNTAP_EXTENSION": extension, "MALLOC_ARENA_MAX": "1"}

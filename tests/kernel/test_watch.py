@@ -28,8 +28,9 @@ async def watching(interface: AsyncTuntap) -> AsyncIterator[list[LinkEvent]]:
         async for event in interface.watch():
             told.append(event)
 
+    others = _watchers()
     task = asyncio.ensure_future(watch())
-    while not task.done() and not _watchers():
+    while not task.done() and _watchers() == others:
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
     yield told
