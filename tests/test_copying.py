@@ -88,23 +88,23 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("how", COPIES)
-@pytest.mark.parametrize("value", VALUES, ids=repr)
-def test_values(value: Any, how: str) -> None:
-    copied = COPIES[how](value)
-    assert copied == value and type(copied) is type(value) and repr(copied) == repr(value)
+def test_values(how: str) -> None:
+    for value in VALUES:
+        copied = COPIES[how](value)
+        assert copied == value and type(copied) is type(value) and repr(copied) == repr(value)
 
 
-@pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
-def test_errors(error: TuntapError, how: str) -> None:
+def test_errors(error: TuntapError) -> None:
     error = type(error)(*error.args, *((error.indexes,) if isinstance(error, InvalidFrameError) else ()))
     error.add_note("frame 7 and those after it were not written")
-    copied = COPIES[how](error)
-    assert type(copied) is type(error)
-    assert copied.args == error.args and str(copied) == str(error)
-    assert copied.__notes__ == error.__notes__
-    for name in ("indexes", "errno", "strerror", "filename", "filename2"):
-        assert getattr(copied, name, None) == getattr(error, name, None)
+    for make in COPIES.values():
+        copied = make(error)
+        assert type(copied) is type(error)
+        assert copied.args == error.args and str(copied) == str(error)
+        assert copied.__notes__ == error.__notes__
+        for name in ("indexes", "errno", "strerror", "filename", "filename2"):
+            assert getattr(copied, name, None) == getattr(error, name, None)
 
 
 def test_there_is_an_error_of_every_class() -> None:
@@ -114,14 +114,14 @@ def test_there_is_an_error_of_every_class() -> None:
     assert set(map(type, ERRORS)) == below(TuntapError)
 
 
-@pytest.mark.parametrize("how", COPIES)
-def test_a_program_owns_its_descriptor(how: str) -> None:
-    with pytest.raises(TypeError, match="Program cannot be copied or pickled"):
-        COPIES[how](bpf.constant(0))
+def test_a_program_owns_its_descriptor() -> None:
+    for make in COPIES.values():
+        with pytest.raises(TypeError, match="Program cannot be copied or pickled"):
+            make(bpf.constant(0))
 
 
-@pytest.mark.parametrize("how", COPIES)
-async def test_a_memory_stream_belongs_to_its_loop(how: str) -> None:
+async def test_a_memory_stream_belongs_to_its_loop() -> None:
     for stream in memory_pair():
-        with pytest.raises(TypeError, match="MemoryStream cannot be copied or pickled"):
-            COPIES[how](stream)
+        for make in COPIES.values():
+            with pytest.raises(TypeError, match="MemoryStream cannot be copied or pickled"):
+                make(stream)

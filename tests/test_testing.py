@@ -172,11 +172,11 @@ class StopAndWait(Through):
 
 @pytest.mark.parametrize("seconds", [0.005, 0.03])
 async def test_latency_is_no_fault(seconds: float) -> None:
-    await check_packet_stream(lambda: delayed(seconds))
+    await check_packet_stream(lambda: delayed(seconds), burst=110)
 
 
 async def test_calls_that_take_a_while_are_no_fault() -> None:
-    await check_packet_stream(lambda: around(StopAndWait))
+    await check_packet_stream(lambda: around(StopAndWait), burst=110)
 
 
 async def test_a_small_buffer_and_a_small_mtu_are_no_fault() -> None:

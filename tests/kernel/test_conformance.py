@@ -97,11 +97,11 @@ async def test_tap(pair: Pair) -> None:
 
 async def test_tap_frames_up_to_its_mtu() -> None:
     """None may get lost, and one without an Ethernet header is refused."""
-    await check_packet_stream(tap_and_packet_socket, sizes=(18, 1514), refused=b"too short")
+    await check_packet_stream(tap_and_packet_socket, sizes=(18, 1514), refused=b"too short", burst=110)
 
 
 async def test_vnet_header() -> None:
-    await check_packet_stream(vnet_tap_and_packet_socket, frame_with_header)
+    await check_packet_stream(vnet_tap_and_packet_socket, frame_with_header, burst=110)
 
 
 async def test_transparent_tun() -> None:
@@ -110,7 +110,7 @@ async def test_transparent_tun() -> None:
 
 async def test_tun_frames_up_to_its_mtu() -> None:
     """None may get lost, and what is not IP is refused."""
-    await check_packet_stream(tun_and_packet_socket, ipv4, sizes=(32, 1500), refused=bytes(64))
+    await check_packet_stream(tun_and_packet_socket, ipv4, sizes=(32, 1500), refused=bytes(64), burst=110)
 
 
 async def test_is_a_packet_stream() -> None:
