@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,8 @@ from .support import (
     unique,
     watched_fds,
 )
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 def count_callbacks(monkeypatch: pytest.MonkeyPatch) -> list[TuntapQueue]:
@@ -136,9 +139,13 @@ async def test_a_full_ring_is_read_without_starving_a_ticker() -> None:
             got.append(await queue.read_frame())
             run += 1
             longest = max(longest, run)
+            until = time.perf_counter() + 20e-6
+            while time.perf_counter() < until:
+                pass
         ticking.cancel()
         assert got == sent
-        assert longest <= 600
+        # A slice of 2 ms is 100 frames, and what was read within it, 128 at most, is in the buffer.
+        assert longest <= 256
 
 
 async def test_a_full_buffer_stops_reading_and_reading_resumes_it() -> None:
