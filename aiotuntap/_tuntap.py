@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from types import ModuleType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from . import _abi
 from ._device import (
@@ -36,6 +36,9 @@ from ._queue import TuntapQueue
 from ._super_frames import SuperFrameQueue, keep_freed_memory
 from ._threads import run_in_thread
 from ._types import Link, LinkEvent, Mode, Offload, Stats
+
+if TYPE_CHECKING:
+    from ._netlink.watch import Watcher
 
 # Enough to ride out a burst, few enough for a full buffer of small frames to stay in a processor's cache.
 _READ_BUFFER = 256
@@ -124,7 +127,7 @@ class AsyncTuntap:
         self._thread = 0
         self._send_buffer: int | None = None
         self._past = Stats()
-        self._watchers: list[asyncio.Queue[Any]] = []
+        self._watchers: list[Watcher] = []
         #: One for each opening and closing that is going on.
         self._under_way: set[asyncio.Future[None]] = set()
 
@@ -212,7 +215,7 @@ class AsyncTuntap:
         """
         self._closed = True
         for watcher in self._watchers:
-            watcher.put_nowait(None)
+            watcher.end()
         if self._queues:
             await self._close_queues(self._queues)
         loop = asyncio.get_running_loop()
@@ -474,9 +477,10 @@ class AsyncTuntap:
         name: str | None = None,
         netns: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Changes what is given and nothing else, over rtnetlink, in the namespace the interface is in now.
+        """Changes what is given and differs, and nothing else, over rtnetlink, in the namespace the interface is in now.
 
-        Cancelled or failed, settings made before stay made. They are made in this order: the namespace, down, the
+        What is so already takes no privilege. Failed, settings made before stay made; cancelled, it ends when the
+        kernel has carried out what was asked. They are made in this order: the namespace, down, the
         name, MTU, MAC and queue length, the master, addresses, up, routes.
 
         Args:
@@ -511,24 +515,20 @@ class AsyncTuntap:
             name=name,
             netns=netns,
         )
-        with self._where() as (current, where):
-            await configuring.configure(current, where, settings)
+        self._index = await configuring.configure(self._where, self._index or 0, settings)
         if settings.netns is not None:
             self._netns = settings.netns
-            await self.link()
 
     async def link(self) -> Link:
         """The interface as the kernel describes it now.
 
         Raises:
             DeviceGoneError: It was deleted.
+            SetupError: The kernel refused, or this process has no descriptors left.
         """
         self._check_open()
         links = await _import("_netlink.link")
-        with self._where() as (name, netns):
-            link: Link | None = await links.find(name, netns)
-        if link is None:
-            raise DeviceGoneError(errno.ENODEV, f"interface {name!r} is gone: it was deleted")
+        link: Link = await links.look(self._where, self._index or 0)
         self._index = link.index
         return link
 
@@ -537,14 +537,21 @@ class AsyncTuntap:
 
         Ends after DELETED, or when the interface is closed here. Several may watch at once: each gets every event.
         Something that changes forth and back between two looks of a program that was too slow for the kernel may be
-        missed; the state in the next event is right all the same.
+        missed, and so may what happens while 64 notifications wait for a program that does not read its events; the
+        state in the next event is right all the same.
+
+        Raises:
+            SetupError: The kernel refused, or this process has no descriptors left.
+            QueueClosedError: The interface was closed here before watching began.
         """
         self._check_open()
         watching = await _import("_netlink.watch")
-        watcher: asyncio.Queue[Any] = asyncio.Queue()
+        if self._closed:  # meanwhile
+            return
+        watcher = watching.Watcher()
         self._watchers.append(watcher)
         try:
-            async with aclosing(watching.events(watcher, self._where)) as events:
+            async with aclosing(watching.events(watcher, self._where, self._index or 0)) as events:
                 async for event in events:
                     self._index = event.link.index
                     yield event
