@@ -7,12 +7,14 @@ goes down or moves. It needs no event loop, so none can be in the way when a soc
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import socket
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Self, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 from .._errors import SetupError
 from .._netns import Identity, Namespace, enter, identity
@@ -224,4 +226,22 @@ async def in_namespace(netns: Namespace, work: Callable[[RouteSocket], T]) -> T:
         with RouteSocket(netns) as route:
             return work(route)
 
-    return await run_in_thread(run)
+    async with _turn():
+        return await run_in_thread(run)
+
+
+def _turn() -> asyncio.Lock:
+    """One thread at a time asks for each loop: the kernel has one lock for all of it, and 300 threads would have the
+    loop's own thread wait for that lock, and for the interpreter's, for seconds.
+    """
+    loop = asyncio.get_running_loop()
+    known = _turns.get(loop)
+    turn = None if known is None else known()
+    if turn is None:
+        turn = asyncio.Lock()
+        _turns[loop] = ref(turn)
+    return turn
+
+
+# Only those who wait keep a lock alive: it refers to its loop, which a table must not keep.
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, ref[asyncio.Lock]] = WeakKeyDictionary()
