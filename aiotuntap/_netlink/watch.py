@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from .._errors import DeviceGoneError
+from .._errors import DeviceGoneError, TuntapError
 from .._netns import Identity, Namespace
 from .._threads import run_in_thread
 from .._types import Change, Link, LinkEvent
@@ -194,9 +194,15 @@ class Monitor:
                 if error.errno != errno.ENOBUFS:
                     raise
                 self._dropped = True
+                self._register_anew()
                 continue
             if not self._dropped:
                 self._hand_out(data)
+
+    def _register_anew(self) -> None:
+        """libuv stops polling a descriptor once it has reported an error, as that of dropped notifications is."""
+        self._loop.remove_reader(self._fd)
+        self._loop.add_reader(self._fd, self._on_readable)
 
     def _hand_out(self, data: bytes) -> None:
         for message in split(data):
@@ -253,8 +259,12 @@ async def events(watcher: Watcher, where: Where, index: int) -> AsyncIterator[Li
         while not watcher.ended:
             try:
                 there, found = await _look(watcher, where, link.index if link is not None else index)
-            except DeviceGoneError:
-                if link is not None and not watcher.ended:
+            except TuntapError as error:
+                if watcher.ended:
+                    return  # and then nothing is left to be found
+                if not isinstance(error, DeviceGoneError):
+                    raise
+                if link is not None:
                     yield LinkEvent(Change.DELETED, link)
                 return
             if found is None:
