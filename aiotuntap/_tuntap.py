@@ -29,7 +29,7 @@ from ._device import (
     same_interface,
     set_sticky,
 )
-from ._errors import DeviceGoneError, QueueClosedError, SetupError
+from ._errors import DeviceGoneError, QueueClosedError, SetupError, cannot
 from ._netns import Namespace, parse_namespace
 from ._offload.flags import check as check_offload
 from ._queue import TuntapQueue
@@ -402,9 +402,7 @@ class AsyncTuntap:
                 fd = self._queues[0]._file.open_netns()
             except OSError as error:
                 if error.errno != errno.EBADFD:
-                    raise SetupError(
-                        error.errno, f"cannot tell which namespace {self._name!r} is in: {error.strerror}"
-                    ) from error
+                    raise cannot(f"tell which namespace {self._name!r} is in", error) from error
                 raise DeviceGoneError(error.errno, f"interface {self._name!r} is gone: it was deleted") from error
         try:
             yield self.name, self._netns if fd is None else fd

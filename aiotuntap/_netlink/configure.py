@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from .. import _abi
-from .._errors import SetupError
+from .._errors import SetupError, cannot
 from .._netns import open_namespace, parse_namespace
 from .._types import Link
 from .link import Where, located
 from .messages import Interface, Route
-from .socket import RouteError, RouteSocket, cannot, in_namespace
+from .socket import RouteError, RouteSocket, in_namespace
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 _TRIES = 10
@@ -169,14 +169,14 @@ class _Change:
         if settings.up is False and link.up:
             self._try("up", False, lambda: self._route.set_link(link.index, up=False))
         if settings.name is not None and settings.name != link.name:
-            remedy = ""
+            hint = ""
             if link.up and settings.up is not False:
-                remedy = (
-                    "; before Linux 6.2 an interface that is up keeps its name: set it down first, or together with"
+                hint = (
+                    "before Linux 6.2 an interface that is up keeps its name: set it down first, or together with"
                     f" the name, configure(up=False, name={settings.name!r})"
                 )
             change = lambda: self._route.set_link(link.index, name=settings.name)
-            self._try("name", settings.name, change, {errno.EBUSY: remedy})
+            self._try("name", settings.name, change, {errno.EBUSY: hint})
             self._name = settings.name
         if settings.mtu is not None and settings.mtu != link.mtu:
             self._try("mtu", settings.mtu, lambda: self._route.set_link(link.index, mtu=settings.mtu))
@@ -218,20 +218,19 @@ class _Change:
                 self._try("route", wanted, lambda: self._route.add_route(self._link.index, wanted))  # noqa: B023
 
     def _try(
-        self, setting: str, value: object, change: Callable[[], None], remedies: dict[int, str] | None = None
+        self, setting: str, value: object, change: Callable[[], None], hints: dict[int, str] | None = None
     ) -> None:
         try:
             change()
         except RouteError as error:
             if error.errno == errno.ENODEV and self._route.link(index=self._link.index) is None:
                 raise _NotHereError from error
-            refusal = cannot(f"set {setting} of {self._name!r} to {value}", error)
-            remedy = (_REMEDIES | (remedies or {})).get(error.errno, "")
-            raise SetupError(error.errno, f"{refusal.strerror}{remedy}") from error
+            hint = (_HINTS | (hints or {})).get(error.errno or 0, "")
+            raise cannot(f"set {setting} of {self._name!r} to {value}", error, hint) from error
 
 
 class _NotHereError(Exception):
     """There is no interface of this index any more."""
 
 
-_REMEDIES = {errno.EPERM: "; it takes CAP_NET_ADMIN in the user namespace of its namespace"}
+_HINTS = {errno.EPERM: "it takes CAP_NET_ADMIN in the user namespace of its namespace"}

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Self, TypeVar
 from weakref import WeakKeyDictionary, ref
 
-from .._errors import SetupError
+from .._errors import SetupError, cannot
 from .._netns import Identity, Namespace, enter, identity
 from .._threads import run_in_thread
 from .._types import Link
@@ -33,35 +33,9 @@ _NETLINK_EXT_ACK = 11
 _NETLINK_GET_STRICT_CHK = 12
 _TRIES = 100
 
-_REMEDIES = {
-    errno.EMFILE: "this process has no descriptors left: raise 'ulimit -n'",
-    errno.ENFILE: "this machine has no descriptors left: raise 'sysctl fs.file-max'",
-    errno.ENOMEM: "the kernel has no memory left for it: free some, or raise the memory limit of this program's cgroup",
-    errno.ENOBUFS: "the kernel has no memory left for it: free some, or raise the memory limit of this program's cgroup",
-    errno.ENOSPC: "too many descriptors are polled: raise 'sysctl fs.epoll.max_user_watches'",
-}
 
-
-class RouteError(Exception):
-    """The kernel refused a request.
-
-    Attributes:
-        errno: Why, as a number.
-        reason: Why, in words.
-    """
-
-    def __init__(self, number: int, reason: str) -> None:
-        super().__init__(number, reason)
-        self.errno = number
-        self.reason = reason
-
-
-def cannot(action: str, error: OSError | RouteError) -> SetupError:
-    """The SetupError for what stopped *action*, with a remedy where there is one."""
-    number = error.errno or 0
-    reason = error.reason if isinstance(error, RouteError) else error.strerror
-    remedy = _REMEDIES.get(number)
-    return SetupError(number, f"cannot {action}: {reason}{'' if remedy is None else f'; {remedy}'}")
+class RouteError(OSError):
+    """The kernel refused a request: its number, and its reason, which often says more than the number."""
 
 
 class RouteSocket:
@@ -211,6 +185,8 @@ class RouteSocket:
                             return answers
                         raise RouteError(number, reason)
                     answers.append(message)
+        except RouteError:
+            raise
         except OSError as error:
             raise cannot("ask the kernel over netlink", error) from error
 

@@ -17,13 +17,13 @@ from contextlib import suppress
 from dataclasses import replace
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from .._errors import DeviceGoneError, TuntapError
+from .._errors import DeviceGoneError, TuntapError, cannot
 from .._netns import Identity, Namespace
 from .._threads import run_in_thread
 from .._types import Change, Link, LinkEvent
 from .link import Where, located
 from .messages import AddressChange, LinkChange, decode_change, index_of, split
-from .socket import RECEIVE_SIZE, RouteSocket, cannot, in_namespace
+from .socket import RECEIVE_SIZE, RouteSocket, in_namespace
 
 # RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR: bits of struct sockaddr_nl.nl_groups.
 _GROUPS = 0x001 | 0x010 | 0x100
