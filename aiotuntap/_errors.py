@@ -65,7 +65,6 @@ _REMEDIES = {
     errno.ENFILE: "this machine has no descriptors left: raise 'sysctl fs.file-max'",
     errno.ENOMEM: "the kernel has no memory left for it: free some, or raise the memory limit of this program's cgroup",
     errno.ENOBUFS: "the kernel has no memory left for it: free some, or raise the memory limit of this program's cgroup",
-    errno.ENOSPC: "too many descriptors are polled: raise 'sysctl fs.epoll.max_user_watches'",
 }
 
 

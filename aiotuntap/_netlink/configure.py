@@ -9,21 +9,19 @@ import errno
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from .. import _abi
 from .._errors import SetupError, cannot
 from .._netns import open_namespace, parse_namespace
 from .._types import Link
+from . import messages
 from .link import Where, located
 from .messages import Interface, Route
 from .socket import RouteError, RouteSocket, in_namespace
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 _TRIES = 10
-
-T = TypeVar("T")
 
 
 def parse_route(text: str) -> Route:
@@ -147,7 +145,7 @@ class _Change:
             self._set_link()
             self._add_addresses()
             if self._settings.up and not self._link.up:
-                self._try("up", True, lambda: self._route.set_link(self._link.index, up=True))
+                self._set("up", True, messages.set_link(self._link.index, up=True))
             self._add_routes()
         except _NotHereError:
             return False
@@ -159,39 +157,26 @@ class _Change:
         status = os.fstat(self._target)
         if (status.st_dev, status.st_ino) == self._route.namespace:
             return False
-        self._try(
-            "netns", repr(self._settings.netns), lambda: self._route.set_link(self._link.index, netns_fd=self._target)
-        )
+        self._set("netns", repr(self._settings.netns), messages.set_link(self._link.index, netns_fd=self._target))
         return True
 
     def _set_link(self) -> None:
-        link, settings = self._link, self._settings
-        if settings.up is False and link.up:
-            self._try("up", False, lambda: self._route.set_link(link.index, up=False))
-        if settings.name is not None and settings.name != link.name:
-            hint = ""
-            if link.up and settings.up is not False:
-                hint = (
-                    "before Linux 6.2 an interface that is up keeps its name: set it down first, or together with"
-                    f" the name, configure(up=False, name={settings.name!r})"
-                )
-            change = lambda: self._route.set_link(link.index, name=settings.name)
-            self._try("name", settings.name, change, {errno.EBUSY: hint})
-            self._name = settings.name
-        if settings.mtu is not None and settings.mtu != link.mtu:
-            self._try("mtu", settings.mtu, lambda: self._route.set_link(link.index, mtu=settings.mtu))
-        if settings.mac is not None and settings.mac.lower() != link.mac:
-            self._try("mac", settings.mac, lambda: self._route.set_link(link.index, mac=settings.mac))
-        if settings.txqueuelen is not None and settings.txqueuelen != link.txqueuelen:
-            self._try(
-                "txqueuelen",
-                settings.txqueuelen,
-                lambda: self._route.set_link(link.index, txqueuelen=settings.txqueuelen),
-            )
-        if settings.master is not None:
-            master = self._index_of_master(settings.master)
+        link, index, wanted = self._link, self._link.index, self._settings
+        if wanted.up is False and link.up:
+            self._set("up", False, messages.set_link(index, up=False))
+        if wanted.name is not None and wanted.name != link.name:
+            self._set("name", wanted.name, messages.set_link(index, name=wanted.name))
+            self._name = wanted.name
+        if wanted.mtu is not None and wanted.mtu != link.mtu:
+            self._set("mtu", wanted.mtu, messages.set_link(index, mtu=wanted.mtu))
+        if wanted.mac is not None and wanted.mac.lower() != link.mac:
+            self._set("mac", wanted.mac, messages.set_link(index, mac=wanted.mac))
+        if wanted.txqueuelen is not None and wanted.txqueuelen != link.txqueuelen:
+            self._set("txqueuelen", wanted.txqueuelen, messages.set_link(index, txqueuelen=wanted.txqueuelen))
+        if wanted.master is not None:
+            master = self._index_of_master(wanted.master)
             if master != (link.master or 0):
-                self._try("master", settings.master, lambda: self._route.set_link(link.index, master=master))
+                self._set("master", wanted.master, messages.set_link(index, master=master))
 
     def _index_of_master(self, master: str) -> int:
         if not master:
@@ -206,7 +191,7 @@ class _Change:
     def _add_addresses(self) -> None:
         for address in self._settings.addresses:
             if str(address) not in self._link.addresses:
-                self._try("address", address, lambda: self._route.add_address(self._link.index, address))  # noqa: B023
+                self._set("address", address, messages.new_address(self._link.index, address), ignore=errno.EEXIST)
 
     def _add_routes(self) -> None:
         there: dict[int, list[Route]] = {}
@@ -215,22 +200,24 @@ class _Change:
             if version not in there:
                 there[version] = self._route.routes(self._link.index, version)
             if not any(wanted.same(each) for each in there[version]):
-                self._try("route", wanted, lambda: self._route.add_route(self._link.index, wanted))  # noqa: B023
+                self._set("route", wanted, messages.new_route(self._link.index, wanted), ignore=errno.EEXIST)
 
-    def _try(
-        self, setting: str, value: object, change: Callable[[], None], hints: dict[int, str] | None = None
-    ) -> None:
+    def _set(self, setting: str, value: object, request: bytearray, ignore: int | None = None) -> None:
         try:
-            change()
+            self._route.ask(request, ignore)
         except RouteError as error:
             if error.errno == errno.ENODEV and self._route.link(index=self._link.index) is None:
                 raise _NotHereError from error
-            hint = (_HINTS | (hints or {})).get(error.errno or 0, "")
+            hint = ""
+            if error.errno == errno.EPERM:
+                hint = "it takes CAP_NET_ADMIN in the user namespace of its namespace"
+            elif error.errno == errno.EBUSY and setting == "name":
+                hint = (
+                    "before Linux 6.2 an interface keeps its name while it is up: set it down first, or together with"
+                    f" the name: configure(up=False, name={value!r})"
+                )
             raise cannot(f"set {setting} of {self._name!r} to {value}", error, hint) from error
 
 
 class _NotHereError(Exception):
     """There is no interface of this index any more."""
-
-
-_HINTS = {errno.EPERM: "it takes CAP_NET_ADMIN in the user namespace of its namespace"}

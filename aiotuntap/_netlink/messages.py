@@ -195,7 +195,7 @@ def set_sequence(request: bytearray, sequence: int) -> None:
 
 
 def _encode_name(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape") + b"\0"  # which pyroute2 refuses to do for every name
+    return name.encode("utf-8", "surrogateescape")  # as pyroute2 does not, which then adds the NUL
 
 
 def _family(version: int) -> int:

@@ -21,7 +21,7 @@ from .._netns import Identity, Namespace, enter, identity
 from .._threads import run_in_thread
 from .._types import Link
 from . import messages
-from .messages import Interface, Message, Route
+from .messages import Message, Route
 
 T = TypeVar("T")
 
@@ -114,33 +114,6 @@ class RouteSocket:
         """The IPv4 or IPv6 routes of the main table through an interface."""
         found = map(messages.decode_route, self.dump(messages.dump_routes(version, index)))
         return [entry[1] for entry in found if entry is not None and entry[0] == index]
-
-    # -- changes -------------------------------------------------------------------------------------------------------
-
-    def set_link(
-        self,
-        index: int,
-        *,
-        up: bool | None = None,
-        name: str | None = None,
-        mtu: int | None = None,
-        mac: str | None = None,
-        txqueuelen: int | None = None,
-        master: int | None = None,
-        netns_fd: int | None = None,
-    ) -> None:
-        """Changes what is given. *master* is an index, 0 for none."""
-        self.ask(
-            messages.set_link(
-                index, up=up, name=name, mtu=mtu, mac=mac, txqueuelen=txqueuelen, master=master, netns_fd=netns_fd
-            )
-        )
-
-    def add_address(self, index: int, address: Interface) -> None:
-        self.ask(messages.new_address(index, address), ignore=errno.EEXIST)
-
-    def add_route(self, index: int, route: Route) -> None:
-        self.ask(messages.new_route(index, route), ignore=errno.EEXIST)
 
     # -- one request ---------------------------------------------------------------------------------------------------
 

@@ -135,7 +135,7 @@ class Monitor:
             self._fd = -1
             os.close(fd)
             if isinstance(error, OSError):
-                raise cannot("watch a netlink socket", error) from error
+                raise cannot("poll a netlink socket", error, "see 'sysctl fs.epoll.max_user_watches'") from error
             raise
 
     @property

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +274,25 @@ async def test_addresses_where_the_kernel_does_not_pick_them_out(monkeypatch: py
         assert [each["dst"] for each in routes(one.name)] == ["10.11.12.0/24", "10.75.0.0/16"]
 
 
+@contextlib.contextmanager
+def before_changes(monkeypatch: pytest.MonkeyPatch, fault: Callable[[], None]) -> Iterator[None]:
+    """*fault* runs each time before the kernel is asked to change something."""
+    ask = RouteSocket.ask
+
+    def fault_and_ask(route: RouteSocket, request: bytearray, ignore: int | None = None) -> list[_messages.Message]:
+        if int.from_bytes(request[4:6], sys.byteorder) in (16, 20, 24):  # RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE
+            fault()
+        return ask(route, request, ignore)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RouteSocket, "ask", fault_and_ask)
+        yield
+
+
+def refuse() -> None:
+    raise AssertionError("the kernel is asked to change something")
+
+
 class Renamer:
     """A program that gives an interface one new name after the other, or two by turns."""
 
@@ -338,32 +357,24 @@ async def test_another_interface_took_the_name_meanwhile() -> None:
 
 
 async def test_moved_while_it_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_link = RouteSocket.set_link
-
-    def move_first(route: RouteSocket, index: int, **changes: Any) -> None:
-        monkeypatch.undo()
-        ip("link", "set", interface.name, "netns", name)
-        set_link(route, index, **changes)
+    def move() -> None:
+        ip("link", "set", interface.name, "netns", name, check=False)  # the second time it is there
 
     with named_netns() as name:
         async with tap() as interface:
-            monkeypatch.setattr(RouteSocket, "set_link", move_first)
-            await interface.configure(mtu=1234, addresses=["10.76.0.1/24"])
+            with before_changes(monkeypatch, move):
+                await interface.configure(mtu=1234, addresses=["10.76.0.1/24"])
             shown = link(interface.name, "-n", name)
             assert shown["mtu"] == 1234 and shown["ifindex"] == interface.index
             assert (await interface.link()).addresses == ("10.76.0.1/24",)
 
 
 async def test_deleted_while_it_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_link = RouteSocket.set_link
-
-    def delete_first(route: RouteSocket, index: int, **changes: Any) -> None:
+    def delete() -> None:
         ip("link", "del", interface.name, check=False)
-        set_link(route, index, **changes)
 
     async with tap() as interface:
-        monkeypatch.setattr(RouteSocket, "set_link", delete_first)
-        with pytest.raises(DeviceGoneError):
+        with before_changes(monkeypatch, delete), pytest.raises(DeviceGoneError):
             await interface.configure(mtu=1234)
 
 
@@ -384,9 +395,8 @@ async def test_what_is_so_already_is_not_set_again(monkeypatch: pytest.MonkeyPat
                 "netns": f"/proc/{os.getpid()}/ns/net",
             }
             await interface.configure(**wanted)
-            for change in ("set_link", "add_address", "add_route"):
-                monkeypatch.setattr(RouteSocket, change, None)
-            await interface.configure(**wanted)
+            with before_changes(monkeypatch, refuse):
+                await interface.configure(**wanted)
             assert link(interface.name)["mtu"] == 1400
     finally:
         ip("link", "del", bridge)
@@ -401,10 +411,9 @@ async def test_ipv6_that_is_so_already_is_not_set_again(monkeypatch: pytest.Monk
             "routes": ["fd00:52::/48", "default via fd00:50::2", "fd00:53::/64 metric 7"],
         }
         await interface.configure(**wanted)
-        for change in ("set_link", "add_address", "add_route"):
-            monkeypatch.setattr(RouteSocket, change, None)
-        await interface.configure(**wanted)
-        await interface.configure(routes=["fd00:52::/48 metric 1024"])  # the kernel's own metric
+        with before_changes(monkeypatch, refuse):
+            await interface.configure(**wanted)
+            await interface.configure(routes=["fd00:52::/48 metric 1024"])  # the kernel's own metric
 
 
 async def test_a_route_to_where_another_interface_has_one() -> None:
@@ -426,12 +435,13 @@ async def test_no_such_device_that_is_not_about_the_interface() -> None:
 
 
 async def test_renaming_while_up_where_the_kernel_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_route: RouteSocket, _index: int, **changes: Any) -> None:
-        assert "name" in changes
+    def refuse() -> None:
         raise RouteError(errno.EBUSY, os.strerror(errno.EBUSY))
 
     async with tap() as interface:
-        monkeypatch.setattr(RouteSocket, "set_link", refuse)
-        with pytest.raises(SetupError, match=r"busy; before Linux 6.2 .*configure\(up=False, name='new0'\)") as caught:
-            await interface.configure(name="new0")
+        with (
+            before_changes(monkeypatch, refuse),
+            pytest.raises(SetupError, match=r"busy; before Linux 6.2 .*configure\(up=False, name='n0'\)") as caught,
+        ):
+            await interface.configure(name="n0")
         assert caught.value.errno == errno.EBUSY
