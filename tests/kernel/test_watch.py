@@ -277,9 +277,12 @@ async def test_a_watcher_that_nobody_reads_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("step", range(6))
-async def test_closing_while_watching_begins(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """At whichever step of beginning the interface is closed, watching ends."""
+@pytest.mark.parametrize("persist", [False, True], ids=["", "persistent"])
+async def test_closing_while_watching_begins(monkeypatch: pytest.MonkeyPatch, step: int, persist: bool) -> None:
+    """At whichever step of beginning the interface is closed, watching ends, also when there is no deletion to see."""
     interface = await AsyncTuntap(unique(), mode="tap").open()
+    await interface.set_persist(persist)
+    name = interface.name
     closing: list[asyncio.Future[None]] = []
     steps = itertools.count()
     run = _threads.run_in_thread
@@ -301,9 +304,12 @@ async def test_closing_while_watching_begins(monkeypatch: pytest.MonkeyPatch, st
         while not closing and not _watchers():
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
-        await interface.aclose()
+        if not closing:
+            await interface.aclose()
+        await asyncio.gather(*closing)
         assert await task == []
-    await asyncio.gather(*closing)
+    if persist:
+        ip("link", "del", name)
     assert _watchers() == 0
 
 
