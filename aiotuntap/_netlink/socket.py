@@ -164,26 +164,43 @@ class RouteSocket:
             raise cannot("ask the kernel over netlink", error) from error
 
 
-async def in_namespace(netns: Namespace, work: Callable[[RouteSocket], T]) -> T:
+async def in_namespace(
+    netns: Namespace,
+    work: Callable[[RouteSocket], T],
+    undo: Callable[[T], object] | None = None,
+    *,
+    groups: int = 0,
+) -> T:
     """Runs *work* with a socket in *netns*, on a thread of its own, and waits for it to end in every case.
+
+    Args:
+        netns: Where.
+        work: What to do there; the socket is closed afterwards, unless it was detached.
+        undo: Takes back a result that nobody is left to receive.
+        groups: Notifications that the socket is to receive.
 
     Raises:
         SetupError: The namespace cannot be entered, or there is no descriptor, memory or thread left.
     """
 
     def run() -> T:
-        with RouteSocket(netns) as route:
+        with RouteSocket(netns, groups) as route:
             return work(route)
 
-    async with _turn():
-        return await run_in_thread(run)
+    loop = asyncio.get_running_loop()
+    turn = _turn(loop)
+    await turn.acquire()
+    try:
+        return await run_in_thread(run, undo)
+    finally:
+        if not loop.is_closed():  # then nobody waits whom it could wake
+            turn.release()
 
 
-def _turn() -> asyncio.Lock:
+def _turn(loop: asyncio.AbstractEventLoop) -> asyncio.Lock:
     """One thread at a time asks for each loop: the kernel has one lock for all of it, and 300 threads would have the
     loop's own thread wait for that lock, and for the interpreter's, for seconds.
     """
-    loop = asyncio.get_running_loop()
     known = _turns.get(loop)
     turn = None if known is None else known()
     if turn is None:

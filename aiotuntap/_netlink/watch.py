@@ -19,11 +19,10 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from .._errors import DeviceGoneError, TuntapError, cannot
 from .._netns import Identity, Namespace
-from .._threads import run_in_thread
 from .._types import Change, Link, LinkEvent
 from .link import Where, located
 from .messages import AddressChange, LinkChange, decode_change, index_of, split
-from .socket import RECEIVE_SIZE, RouteSocket, in_namespace
+from .socket import RECEIVE_SIZE, in_namespace
 
 # RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR: bits of struct sockaddr_nl.nl_groups.
 _GROUPS = 0x001 | 0x010 | 0x100
@@ -227,14 +226,14 @@ def _unregister(loop: asyncio.AbstractEventLoop, fd: int) -> None:
 _monitors: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[Identity, Monitor]] = WeakKeyDictionary()
 
 
-def _open(netns: Namespace) -> tuple[Identity, int]:
-    with RouteSocket(netns, _GROUPS) as route:
-        return route.namespace, route.detach()
-
-
 async def _monitor(netns: Namespace) -> tuple[Identity, Monitor]:
     """The one monitor of a namespace, and which namespace that is."""
-    where, fd = await run_in_thread(lambda: _open(netns), undo=lambda opened: os.close(opened[1]))
+    where, fd = await in_namespace(
+        netns,
+        lambda route: (route.namespace, route.detach()),
+        undo=lambda opened: os.close(opened[1]),
+        groups=_GROUPS,
+    )
     loop = asyncio.get_running_loop()
     monitors = _monitors.setdefault(loop, WeakValueDictionary())
     monitor = monitors.get(where)

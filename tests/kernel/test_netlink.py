@@ -9,15 +9,22 @@ import errno
 import gc
 import os
 import resource
+import threading
+import time
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 import aiotuntap
 from aiotuntap import AsyncTuntap, SetupError
 
-from .support import named_netns, tap
+from .support import ip, named_netns, needs_root, tap, unique
+from .test_ownership import as_nobody, open_node
+
+_ = open_node
 
 PACKAGE = Path(aiotuntap.__file__).parent
 
@@ -97,3 +104,57 @@ async def test_no_descriptors_left(what: str) -> None:
             else:
                 pytest.fail("it never worked")
             assert failed >= 2
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_loop_closed_while_the_kernel_is_asked(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Those that wait for their turn, too, leave nothing behind, and nothing keeps the loop."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    first = loop()
+    interface = first.run_until_complete(AsyncTuntap(unique(), mode="tap").open())
+    first.run_until_complete(interface.link())
+    tasks = [first.create_task(interface.link()) for _ in range(5)]
+    first.run_until_complete(asyncio.sleep(0))
+    first.run_until_complete(asyncio.sleep(0))
+    for task in tasks:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        del task
+    first.close()
+    second = loop()
+    second.run_until_complete(interface.aclose())
+    second.close()
+    gone = weakref.ref(first), weakref.ref(interface)
+    del first, second, interface, tasks
+    for _ in range(100):  # the thread that was under way has to end
+        gc.collect()
+        if [each() for each in gone] == [None, None]:
+            break
+        time.sleep(0.01)
+    assert [each() for each in gone] == [None, None]
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@needs_root
+def test_an_interface_that_went_where_its_owner_cannot_see(open_node: str) -> None:
+    """Only CAP_NET_ADMIN lets the kernel tell the namespace: not to be found is not deleted."""
+    name = unique()
+    ip("tuntap", "add", "mode", "tap", "name", name, "user", "nobody")
+    with named_netns() as netns:
+
+        async def main() -> None:
+            async with AsyncTuntap(name, mode="tap", multi_queue=False) as interface:
+                os.write(ready, b"x")
+                os.read(moved, 1)
+                await interface.link()
+
+        told, ready = os.pipe()
+        moved, go = os.pipe()
+        mover = threading.Thread(
+            target=lambda: (os.read(told, 1), ip("link", "set", name, "netns", netns), os.write(go, b"x"))
+        )
+        mover.start()
+        answer = as_nobody(open_node, lambda: asyncio.run(main()))
+        mover.join()
+        for fd in (told, ready, moved, go):
+            os.close(fd)
+        assert answer.startswith("SetupError") and "takes CAP_NET_ADMIN there" in answer, answer

@@ -297,7 +297,7 @@ async def test_closing_while_watching_begins(monkeypatch: pytest.MonkeyPatch, st
         return [event async for event in interface.watch()]
 
     # The import, looking for the interface, listening, looking how it is, and in between.
-    for module in (_tuntap, _watch, _socket):
+    for module in (_tuntap, _socket):
         monkeypatch.setattr(module, "run_in_thread", close_and_run)
     async with asyncio.timeout(5):
         task = asyncio.ensure_future(watch())
