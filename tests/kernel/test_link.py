@@ -151,7 +151,7 @@ async def test_master() -> None:
 
 
 async def test_name() -> None:
-    async with tap() as interface:
+    async with AsyncTuntap(unique(), mode="tap") as interface:  # down, as kernels before 6.2 want it
         new = unique("new")
         await interface.configure(name=new, mtu=1400)
         assert interface.name == new and link(new)["mtu"] == 1400
@@ -339,7 +339,7 @@ async def test_renamed_while_it_looks(fresh: bool) -> None:
 
 async def test_another_interface_took_the_name_meanwhile() -> None:
     """What was found by name must still be the own interface before it is changed."""
-    async with tap() as interface, tap() as stranger:
+    async with AsyncTuntap(unique(), mode="tap") as interface, AsyncTuntap(unique(), mode="tap") as stranger:
         old = interface.name
         ip("link", "set", old, "name", unique("new"))
         ip("link", "set", stranger.name, "name", old)
@@ -382,7 +382,7 @@ async def test_what_is_so_already_is_not_set_again(monkeypatch: pytest.MonkeyPat
     bridge = unique("br")
     ip("link", "add", bridge, "type", "bridge")
     try:
-        async with tap() as interface:
+        async with AsyncTuntap(unique(), mode="tap") as interface:
             wanted: dict[str, Any] = {
                 "up": True,
                 "mtu": 1400,
@@ -445,3 +445,15 @@ async def test_renaming_while_up_where_the_kernel_does_not(monkeypatch: pytest.M
         ):
             await interface.configure(name="n0")
         assert caught.value.errno == errno.EBUSY
+
+
+async def test_renaming_while_up() -> None:
+    """It works from Linux 6.2 on; before, what the message says works."""
+    async with tap() as interface:
+        new = unique("new")
+        try:
+            await interface.configure(name=new)
+        except SetupError as error:
+            assert error.errno == errno.EBUSY and f"configure(up=False, name={new!r})" in str(error)
+            await interface.configure(up=False, name=new)
+        assert interface.name == new
