@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-
-import pytest
 
 from aiotuntap import Mode, Offload, _engine, coalesce, segment
-from aiotuntap._engine import NATIVE, PYTHON, Engine
+from aiotuntap._engine import NATIVE, PYTHON
 from aiotuntap._offload.coalesce import Merged
 
 __all__ = ["ENGINES", "coalesce", "merge", "segment"]
