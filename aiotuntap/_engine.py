@@ -35,7 +35,7 @@ class Engine:
     read_batch: Callable[[int, int, int], tuple[list[bytes], int | BaseException]]
     read_one: Callable[[int], bytes | int]
     write_batch: Callable[[int, int, int, int, Sequence[Frame]], tuple[int, int]]
-    write_one: Callable[[int, int, Frame], int]
+    write_one: Callable[[int, int, int, Frame], int]
     segment: Callable[[Buffer, bool, int], list[bytes] | None]
     coalesce: Callable[[Sequence[Frame], bool, int, int], list[bytes] | None]
     merge: Callable[[Sequence[Frame], bool, int, int], list[Merged] | None]

@@ -23,7 +23,8 @@
 enum {
     READ_SIZE = 65664, /* holds the largest frame of any mode, with its header: see _abi.READ_SIZE */
     MOST_IN_BATCH = 256,
-    LOOK = -1, /* in the place of an errno: this frame was not tried */
+    LOOK = -1,         /* in the place of an errno: this frame was not tried */
+    WRONG_THREAD = -2, /* nor was this one, since the caller is not the thread that it has to be */
 };
 
 struct state {
@@ -247,12 +248,18 @@ static PyObject *write_batch(PyObject *module, PyObject *const *args, Py_ssize_t
 static PyObject *write_one(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     int fd, largest, error = LOOK;
+    unsigned long thread;
     struct held held;
 
     (void)module;
-    if (!count_is(given, 3) || !int_of(args[0], &fd) || !int_of(args[1], &largest))
+    if (!count_is(given, 4) || !int_of(args[0], &fd) || !int_of(args[1], &largest))
         return NULL;
-    if (hold(args[2], &held)) {
+    thread = PyLong_AsUnsignedLong(args[2]);
+    if (thread == (unsigned long)-1 && PyErr_Occurred())
+        return NULL;
+    if (thread != PyThread_get_thread_ident()) {
+        error = WRONG_THREAD;
+    } else if (hold(args[3], &held)) {
         error = write_held(fd, largest, &held);
         let_go(&held);
     }
