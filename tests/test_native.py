@@ -261,6 +261,27 @@ def test_checksums_of_every_length(seed: int) -> None:
             assert len(same_merged(frames, Mode.TUN, Offload.ALL, 10)) == 1
 
 
+@pytest.mark.parametrize("mode", Mode)
+def test_a_checksum_field_at_the_very_end(mode: Mode) -> None:
+    body = bytes(14) + filler(30, 2) if mode is Mode.TAP else b"\x00" + filler(43, 2)
+    for offset, fits in ((12, True), (13, False), (14, False), (60000, False)):
+        header = vnet_header(flags=NEEDS_CSUM, csum_start=30, csum_offset=offset)
+        assert (same_segments(header + body, mode, 10) is not None) is fits
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(("protocol", "stored"), [(TCP, 0), (UDP, 0xFFFF)])
+def test_a_checksum_of_zero(version: int, protocol: int, stored: int) -> None:
+    packet = Packet(version=version, protocol=protocol, payload=filler(60, 2)).with_zero_checksums(20)
+    at = packet.transport + (16 if protocol == TCP else 6)
+    pieces = same_segments(packet.super_frame(20), Mode.TUN, 10)
+    assert pieces is not None
+    assert [int.from_bytes(piece[at : at + 2]) for piece in pieces] == [stored] * 3
+    assert len(same_merged(pieces, Mode.TUN, Offload.ALL, 10)) == 1
+    whole = replace(packet, payload=packet.payload[:20]).super_frame(0, gso_type=0)
+    assert same_segments(whole, Mode.TUN, 10) == pieces[:1]
+
+
 @pytest.mark.parametrize("sequence", [0, 1, 2**32 - 1, 2**32 - 2, 2**32 - 3])
 def test_sequence_numbers_at_their_ends(sequence: int) -> None:
     frames = row(Packet(sequence=sequence), [1] * 4)
@@ -301,6 +322,16 @@ def test_as_many_flows_as_frames(mode: Mode, version: int) -> None:
     frames = [packet.build() for packet in flows]
     frames += [replace(packet, sequence=1001, identification=101).build() for packet in flows]
     assert len(same_merged(frames, mode, Offload.ALL, 10)) == 2000
+
+
+@pytest.mark.parametrize("runs", [14, 15, 16])
+def test_flows_that_never_merge_do_not_hide_others(runs: int) -> None:
+    """However many runs a flow had, the table has one of them: it looks at 16 in one place, of all flows that are there."""
+    flows = [Packet(payload=b"x", source_port=port) for port in range(1000)]
+    frames = [replace(packet, payload=b"").build() for packet in flows] * runs
+    frames += [packet.build() for packet in flows]
+    frames += [replace(packet, sequence=1001, identification=101).build() for packet in flows]
+    assert len(same_merged(frames, Mode.TUN, Offload.ALL, 10)) == (runs + 1) * 1000
 
 
 def test_flows_that_differ_in_one_field_only() -> None:
