@@ -35,7 +35,7 @@ Merged = tuple[bytes, list[int], int]
 
 
 class SlowEngineWarning(UserWarning):
-    """Offloads are on, and the engine that runs is the one in Python, which moves a fraction of what the C one does."""
+    """An interface cuts and merges super-frames (``offload`` without ``vnet_header``) with the slow engine in Python."""
 
 
 @dataclass(frozen=True, slots=True)

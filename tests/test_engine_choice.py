@@ -91,7 +91,9 @@ def test_doctor_where_the_extension_is_broken(machine: Machine) -> None:
     assert "undefined symbol: of_another_version" in row["detail"]
 
 
-@pytest.mark.parametrize(("how", "reason"), [(HIDDEN, "aiotuntap._native"), (BROKEN, "undefined symbol")])
+@pytest.mark.parametrize(
+    ("how", "reason"), [(HIDDEN, "aiotuntap._native"), (BROKEN, "undefined symbol")], ids=["hidden", "broken"]
+)
 def test_command_line_says_in_one_line_that_the_demanded_extension_is_missing(
     machine: Machine, how: str, reason: str
 ) -> None:
@@ -123,11 +125,11 @@ PROGRAM = """\
 import asyncio, warnings
 import aiotuntap
 from aiotuntap import AsyncTuntap, Offload
-from aiotuntap._tuntap import AsyncTuntap as Class
 
 async def opening(self):
     return self
-Class.open = opening  # no interface is needed to see the warning
+
+AsyncTuntap.open = opening  # no interface is needed to see the warning
 
 async def main():
     for _ in range(3):
