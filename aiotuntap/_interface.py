@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from . import _abi
 from ._device import Options, QueueFile
-from ._errors import NO_DESCRIPTORS, QueueClosedError, SetupError, gone
+from ._errors import QueueClosedError, SetupError, cannot, gone
 from ._netns import Namespace
 
 
@@ -59,8 +59,11 @@ class Interface:
 
         Raises:
             DeviceGoneError: It was deleted.
+            QueueClosedError: It was closed here.
             SetupError: The kernel does not tell for another reason, such as no descriptor left.
         """
+        if self.closed:
+            self.check_open()
         fd = None
         if self.files:
             try:
@@ -68,10 +71,7 @@ class Interface:
             except OSError as error:
                 if error.errno == errno.EBADFD:
                     raise gone(self.last_name) from error
-                hint = f"; {NO_DESCRIPTORS}" if error.errno == errno.EMFILE else ""
-                raise SetupError(
-                    error.errno, f"cannot tell which namespace {self.last_name!r} is in: {error.strerror}{hint}"
-                ) from error
+                raise cannot(f"tell which namespace {self.last_name!r} is in", error) from error
         try:
             yield self.name, self.netns if fd is None else fd
         finally:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from types import ModuleType, TracebackType
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from . import _abi, _engine
 from ._device import (
@@ -29,7 +29,7 @@ from ._device import (
     same_interface,
     set_sticky,
 )
-from ._errors import DeviceGoneError, QueueClosedError, SetupError
+from ._errors import QueueClosedError, SetupError
 from ._frames import keep_freed_memory
 from ._interface import Interface
 from ._netns import Namespace, parse_namespace
@@ -39,6 +39,9 @@ from ._reader import raise_wrong_caller
 from ._threads import outlast, run_in_thread
 from ._transparent import TransparentQueue
 from ._types import Link, LinkEvent, Mode, Offload, Owning, Stats
+
+if TYPE_CHECKING:
+    from ._netlink.watch import Watcher
 
 # Enough to ride out a burst, few enough for a full buffer of small frames to stay in a processor's cache.
 _READ_BUFFER = 256
@@ -115,10 +118,12 @@ class AsyncTuntap(Owning):
         options = Options(mode, multi_queue, exclusive, packet_info, vnet_header, offload, napi, carrier, transparent)
         self._interface = Interface(name, options, None if netns is None else parse_namespace(netns))
         self._queue_type = TransparentQueue if transparent else TuntapQueue
+        if transparent:
+            _engine.warn_if_slow()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = self._pid = 0
         self._past = Stats()
-        self._watchers: list[asyncio.Queue[Any]] = []
+        self._watchers: list[Watcher] = []
         #: One for each opening and closing that is going on.
         self._under_way: set[asyncio.Future[None]] = set()
 
@@ -138,8 +143,6 @@ class AsyncTuntap(Owning):
             raise RuntimeError("this AsyncTuntap was opened before: make a new one")
         if self._interface.closed:
             raise RuntimeError("this AsyncTuntap was closed before it was opened: make a new one")
-        if self._queue_type is TransparentQueue:
-            _engine.warn_if_slow()
         self._begin()
         try:
             await self._add(self._count)
@@ -225,7 +228,7 @@ class AsyncTuntap(Owning):
             return
         self._interface.closed = True
         for watcher in self._watchers:
-            watcher.put_nowait(None)
+            watcher.end()
         cancelled = None
         try:
             if self._queues:
@@ -476,9 +479,10 @@ class AsyncTuntap(Owning):
         name: str | None = None,
         netns: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Changes what is given and nothing else, over rtnetlink, in the namespace the interface is in now.
+        """Changes what is given and differs, and nothing else, over rtnetlink, in the namespace the interface is in now.
 
-        Cancelled or failed, settings made before stay made. They are made in this order: the namespace, down, the
+        What is so already takes no privilege. Failed, settings made before stay made; cancelled, it ends when the
+        kernel has carried out what was asked. They are made in this order: the namespace, down, the
         name, MTU, MAC and queue length, the master, addresses, up, routes.
 
         Args:
@@ -513,24 +517,21 @@ class AsyncTuntap(Owning):
             name=name,
             netns=netns,
         )
-        with self._interface.where() as (current, where):
-            await configuring.configure(current, where, settings)
+        interface = self._interface
+        interface.index = await configuring.configure(interface.where, interface.index or 0, settings)
         if settings.netns is not None:
-            self._interface.netns = settings.netns
-            await self.link()
+            interface.netns = settings.netns
 
     async def link(self) -> Link:
         """The interface as the kernel describes it now.
 
         Raises:
             DeviceGoneError: It was deleted.
+            SetupError: The kernel refused, or this process has no descriptors left.
         """
         self._check_open()
         links = await _import("_netlink.link")
-        with self._interface.where() as (name, netns):
-            link: Link | None = await links.find(name, netns)
-        if link is None:
-            raise DeviceGoneError(errno.ENODEV, f"interface {name!r} is gone: it was deleted")
+        link: Link = await links.look(self._interface.where, self._interface.index or 0)
         self._interface.index = link.index
         return link
 
@@ -539,14 +540,21 @@ class AsyncTuntap(Owning):
 
         Ends after DELETED, or when the interface is closed here. Several may watch at once: each gets every event.
         Something that changes forth and back between two looks of a program that was too slow for the kernel may be
-        missed; the state in the next event is right all the same.
+        missed, and so may what happens while 64 notifications wait for a program that does not read its events; the
+        state in the next event is right all the same.
+
+        Raises:
+            SetupError: The kernel refused, or this process has no descriptors left.
+            QueueClosedError: The interface was closed here before watching began.
         """
         self._check_open()
         watching = await _import("_netlink.watch")
-        watcher: asyncio.Queue[Any] = asyncio.Queue()
+        if self.closed:  # meanwhile
+            return
+        watcher = watching.Watcher()
         self._watchers.append(watcher)
         try:
-            async with aclosing(watching.events(watcher, self._interface.where)) as events:
+            async with aclosing(watching.events(watcher, self._interface.where, self._interface.index or 0)) as events:
                 async for event in events:
                     self._interface.index = event.link.index
                     yield event

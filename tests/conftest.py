@@ -20,8 +20,10 @@ import uvloop
 from blockbuster import BlockBuster
 
 import aiotuntap
-from aiotuntap import _abi
+from aiotuntap import _abi, _engine
+from aiotuntap._engine import Engine
 
+from .engine import ENGINES
 from .kernel.support import is_root
 
 CLONE_NEWNET = 0x40000000
@@ -74,6 +76,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "kernel" in item.path.parts:
             item.add_marker(pytest.mark.skip(reason=_NO_KERNEL))
+
+
+@pytest.fixture(params=ENGINES, ids=[each.name for each in ENGINES], scope="module")
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Whatever reads, writes, segments or coalesces is tested with each engine: ``usefixtures("engine")``."""
+    before = _engine.engine
+    _engine.engine = request.param
+    yield request.param
+    _engine.engine = before
 
 
 def _open_queues() -> set[str]:

@@ -1,24 +1,20 @@
-"""The functions that both engines have, looked up at each call: a fixture may put another engine in their place."""
+"""The functions that both engines have, looked up at each call: the fixture ``engine`` puts one or the other in place."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import aiotuntap
-from aiotuntap import Mode, Offload
-from aiotuntap._offload import coalesce as _coalesce
-from aiotuntap._types import Buffer
+from aiotuntap import Mode, Offload, _engine, coalesce, segment
+from aiotuntap._engine import NATIVE, PYTHON
+from aiotuntap._offload.coalesce import Merged
 
+__all__ = ["ENGINES", "coalesce", "merge", "segment"]
 
-def segment(frame: Buffer, mode: Mode | str, *, header_size: int = 10) -> list[bytes]:
-    return aiotuntap.segment(frame, mode, header_size=header_size)
-
-
-def coalesce(
-    frames: Iterable[Buffer], mode: Mode | str, *, offload: Offload = Offload.ALL, header_size: int = 10
-) -> list[bytes]:
-    return aiotuntap.coalesce(frames, mode, offload=offload, header_size=header_size)
+#: Those that can be tested here: both, unless there was no compiler or one of them was asked for.
+ENGINES = [engine for engine in (NATIVE, PYTHON) if engine is not None]
 
 
-def merge(frames: Sequence[bytes], mode: Mode, offload: Offload, header_size: int) -> list[_coalesce.Merged]:
-    return _coalesce.merge(frames, mode, offload, header_size)
+def merge(frames: Sequence[bytes], mode: Mode, offload: Offload, header_size: int) -> list[Merged]:
+    merged = _engine.engine.merge(frames, mode is Mode.TAP, offload.value, header_size)
+    assert merged is not None
+    return [Merged(data, numbers, Offload(kind)) for data, numbers, kind in merged]

@@ -58,6 +58,8 @@ from .offload_packets import (
 )
 from .offload_rules import check_merged, comparable, flow_of
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 ARP = bytes.fromhex("ffffffffffff 020000000001 0806 0001080006040001") + bytes(20)
 PING = Packet(payload=b"ping").build()[:9] + bytes([ICMP]) + Packet(payload=b"ping").build()[10:]
 

@@ -61,6 +61,8 @@ from .offload_packets import (
 )
 from .offload_rules import check_segments, must_be_refused
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 DATA = bytes(range(1, 11))
 
 

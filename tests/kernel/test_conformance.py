@@ -19,6 +19,8 @@ class DoomedPeer(PacketPeer):
     async def vanish(self) -> None:
         ip("link", "del", self.name)
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 
 @asynccontextmanager
 async def tap_and_packet_socket() -> AsyncIterator[tuple[TuntapQueue, FarEnd]]:

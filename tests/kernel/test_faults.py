@@ -19,6 +19,8 @@ from aiotuntap.testing import example_frame
 
 from .support import PacketPeer, idle_share, ip, named_netns, settle, tap, tap_with_peer, unique, watched_fds
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 
 async def uses(queue: TuntapQueue) -> None:
     """Every use of a queue whose device is gone says so, each time."""

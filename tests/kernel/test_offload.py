@@ -38,6 +38,8 @@ from ..offload_packets import (
 )
 from .support import features_on, ip, settle, tap, tap_with_peer, tun_info, unique
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 CSUM, TSO4, TSO6, ECN = Offload.CSUM, Offload.TSO4, Offload.TSO6, Offload.ECN
 USO, ALL = Offload.USO4 | Offload.USO6, Offload.ALL
 TUNNEL, TUNNEL_CSUM = Offload.UDP_TUNNEL, Offload.UDP_TUNNEL_CSUM

@@ -55,6 +55,8 @@ from .support import (
     watched_fds,
 )
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 # <linux/udp.h>, <linux/if_ether.h>
 UDP_SEGMENT, UDP_GRO, ETH_P_ALL = 103, 104, 3
 

@@ -14,6 +14,8 @@ from aiotuntap.testing import example_frame
 
 from .support import PacketPeer, idle_share, ip, ipv4, link, settle, tap, tap_with_peer, tun, unique, watched_fds
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 
 async def test_tap_frames_need_an_ethernet_header() -> None:
     async with tap_with_peer() as (interface, peer):
