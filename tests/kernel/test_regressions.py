@@ -10,6 +10,7 @@ import itertools
 import os
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -239,6 +240,7 @@ async def test_a_reader_that_had_its_share_keeps_its_place() -> None:
             while len(order) < 800:
                 await queue.read_frame()
                 order.append(label)
+                time.sleep(0.00002)  # longer than its slice in all, however fast the machine is
 
         await asyncio.gather(read("a"), read("b"))
         after = order[order.index("b") :]
