@@ -19,6 +19,7 @@ class DoomedPeer(PacketPeer):
     async def vanish(self) -> None:
         ip("link", "del", self.name)
 
+
 pytestmark = pytest.mark.usefixtures("engine")
 
 
