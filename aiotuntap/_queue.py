@@ -233,6 +233,7 @@ class TuntapQueue(FrameReader):
             self._turns.call(self._loop)
             return
         if not self._turns.begin():
+            self._more = True  # so that the reader, when it has its turn, takes what is there
             self._line_up()
             return
         try:
