@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from aiotuntap import AsyncTuntap, TuntapQueue
 
 from .lab import enter_private_namespace
-from .report import LOOPS, ratio, table
+from .report import LOOPS, one_batch_a_turn, ratio, table
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -48,6 +48,10 @@ def _readers(queue: TuntapQueue) -> dict[str, Contestant]:
         while count < _FRAMES:
             count += len(await queue.read_frames())
 
+    async def read_by_turns() -> None:
+        with one_batch_a_turn():
+            await read_frames()
+
     async def read_frame() -> None:
         for _ in range(_FRAMES):
             await queue.read_frame()
@@ -57,7 +61,12 @@ def _readers(queue: TuntapQueue) -> dict[str, Contestant]:
         for _ in range(_FRAMES):
             read(fd, _READ_SIZE)
 
-    return {"`read_frames`": read_frames, "`read_frame`": read_frame, "a loop over `os.read`": plain}
+    return {
+        "`read_frames`": read_frames,
+        "`read_frames`, one batch a turn": read_by_turns,
+        "`read_frame`": read_frame,
+        "a loop over `os.read`": plain,
+    }
 
 
 def _writers(queue: TuntapQueue, frame: bytes) -> dict[str, Contestant]:
@@ -128,7 +137,7 @@ async def _session(loops: Loops, size: int, rounds: int, read: Samples, written:
                 assert loops.fill(sender.fileno(), frame, size, _FRAMES) == _FRAMES
 
             await _compete(_readers(queue), fill, lambda: loops.drain(fd, _FRAMES), read, rounds)
-            assert queue.stats.frames_read == 2 * (rounds + 1) * _FRAMES
+            assert queue.stats.frames_read == 3 * (rounds + 1) * _FRAMES
         await _compete(
             _writers(queue, frame), lambda: None, lambda: loops.flood(fd, frame, size, _FRAMES), written, rounds
         )
@@ -163,6 +172,7 @@ def _names(results: dict[tuple[str, int], tuple[Samples, Samples]], which: int) 
     order = [
         "C",
         "`read_frames`",
+        "`read_frames`, one batch a turn",
         "`read_frame`",
         "a loop over `os.read`",
         "`write_frames`",

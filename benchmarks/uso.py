@@ -30,6 +30,7 @@ _CONTESTANTS = {
         f"aiotuntap, {loop}, super-frames passed through": Forwarder(f"aiotuntap-{loop}", offload="passed")
         for loop in LOOPS
     },
+    **{f"aiotuntap, {loop}, transparent": Forwarder(f"aiotuntap-{loop}", offload="transparent") for loop in LOOPS},
 }
 
 
