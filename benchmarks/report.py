@@ -6,15 +6,14 @@ import asyncio
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from statistics import median
 from typing import TypeAlias
 
 import uvloop
 
-from aiotuntap import SlowEngineWarning, _turns
+from aiotuntap import SlowEngineWarning
 from aiotuntap._engine import engine
 
 # The first line of the report says which engine runs.
@@ -23,17 +22,6 @@ warnings.simplefilter("ignore", SlowEngineWarning)
 LoopFactory: TypeAlias = Callable[[], asyncio.AbstractEventLoop]
 
 LOOPS: dict[str, LoopFactory] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-
-
-@contextmanager
-def one_batch_a_turn() -> Iterator[None]:
-    """Streams never go on within a slice of time: what that buys, and what others wait for it, is a figure too."""
-    usual = _turns.SLICE
-    _turns.SLICE = 0.0
-    try:
-        yield
-    finally:
-        _turns.SLICE = usual
 
 
 def machine() -> str:
