@@ -14,7 +14,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import lab
 from .report import LOOPS, ratio, table
@@ -43,14 +43,22 @@ def _answered(pid: int) -> int:
     raise SystemExit(f"the interface {_NAME} is gone")
 
 
-def _time(parent: int, workers: list[int], sender: socket.socket, count: int) -> float:
-    """Seconds until *count* pings are answered."""
+class _Result(NamedTuple):
+    #: Frames a second.
+    rate: float
+    #: CPU time of a frame, in microseconds.
+    cost: float
+
+
+def _answer(parent: int, workers: list[int], sender: socket.socket, count: int) -> _Result:
+    """Has *count* pings answered."""
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     wanted = _answered(parent) + count
     for number in range(count):
         # Each to another address: the kernel spreads them over the queues.
         sender.sendto(_REQUEST, (f"10.77.{1 + number // 250}.{1 + number % 250}", 0))
+    used = sum(map(lab.cpu_time, workers))
     start = time.monotonic()
     for pid in workers:
         os.kill(pid, signal.SIGCONT)
@@ -58,11 +66,11 @@ def _time(parent: int, workers: list[int], sender: socket.socket, count: int) ->
         if time.monotonic() - start > _PATIENCE:
             raise SystemExit(f"{len(workers)} workers: {wanted - _answered(parent)} of {count} pings have no answer")
         time.sleep(0.001)
-    return time.monotonic() - start
+    spent = time.monotonic() - start
+    return _Result(count / spent, (sum(map(lab.cpu_time, workers)) - used) / count / 1000)
 
 
-def _measure(netns: str, loop: str, workers: int) -> float:
-    """Frames a second."""
+def _measure(netns: str, loop: str, workers: int) -> _Result:
     command = [sys.executable, str(_EXAMPLE), _NAME, "--address", "10.77.0.1/16", "--user", "root"]
     command += ["--workers", str(workers), "--work", str(_WORK), *(["--uvloop"] if loop == "uvloop" else [])]
     with ExitStack() as stack:
@@ -72,20 +80,28 @@ def _measure(netns: str, loop: str, workers: int) -> float:
         sender = stack.enter_context(lab.socket_in(netns, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP))
         pids = list(map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()))
         assert len(pids) == workers
-        _time(parent, pids, sender, _WARM_UP)
-        return _FRAMES / _time(parent, pids, sender, _FRAMES)
+        _answer(parent, pids, sender, _WARM_UP)
+        return _answer(parent, pids, sender, _FRAMES)
 
 
 def run(loops: Loops, rounds: int, quick: bool) -> None:
     contestants = [(loop, workers) for loop in LOOPS for workers in _WORKERS]
-    results: dict[tuple[str, int], list[float]] = {each: [] for each in contestants}
+    results: dict[tuple[str, int], list[_Result]] = {each: [] for each in contestants}
     with lab.namespaces(1) as (netns,):
         for _ in range(rounds):
             for loop, workers in random.sample(contestants, len(contestants)):
                 results[loop, workers].append(_measure(netns, loop, workers))
     rows = []
     for (loop, workers), mine in results.items():
-        relative = ratio([one / other for one, other in zip(mine, results[loop, 1], strict=True)])
-        rows.append([f"{workers} {'process' if workers == 1 else 'processes'}, {loop}", relative, f"{median(mine):.0f}"])
-    title = f"`examples/workers.py`, {_WORK} µs of work a frame besides its answer, {os.cpu_count()} CPUs"
-    table(title, ["", "throughput, one process = 1", "frames a second"], rows)
+        pairs = list(zip(mine, results[loop, 1], strict=True))
+        rows.append(
+            [
+                f"{workers} {'process' if workers == 1 else 'processes'}, {loop}",
+                ratio([one.rate / other.rate for one, other in pairs]),
+                ratio([one.cost / other.cost for one, other in pairs]),
+                f"{median(one.rate for one in mine):.0f}",
+                f"{median(one.cost for one in mine):.1f}",
+            ]
+        )
+    heads = ["", "throughput, one process = 1", "CPU time of a frame, one process = 1", "frames a second", "µs a frame"]
+    table(f"`examples/workers.py`, {_WORK} µs of work a frame besides its answer, {os.cpu_count()} CPUs", heads, rows)
