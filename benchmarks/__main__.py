@@ -35,7 +35,9 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="benchmark", help="which to run: see below")
-    parser.add_argument("--engine", choices=_ENGINES, help="of the library; the C engine by default, if it is installed")
+    parser.add_argument(
+        "--engine", choices=_ENGINES, help="of the library; the C engine by default, if it is installed"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: a look, not a result")
     parser.add_argument("--rounds", type=int, help="how often each contestant runs (7, quick 3)")
     arguments = parser.parse_args()

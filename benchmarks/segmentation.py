@@ -118,9 +118,9 @@ def run(loops: Loops, rounds: int, quick: bool) -> None:
     ratios[_C] = [1]
     rows = []
     for label, case in cases.items():
-        spent = times[label]
-        speeds = [f"{8 * case.payload / each:.1f}" if case.payload else "" for each in (median(spent), min(spent))]
+        mine = times[label]
+        speeds = [f"{8 * case.payload / each:.1f}" if case.payload else "" for each in (median(mine), min(mine))]
         relative = ratio(ratios[label]) if case.payload else ""
-        rows.append([label, relative, *speeds, f"{median(spent) / case.frames:.0f}"])
+        rows.append([label, relative, *speeds, f"{median(mine) / case.frames:.0f}"])
     heads = ["", "throughput, C = 1", "Gb/s of payload", "at best", "ns a frame on the wire"]
     table("Pure functions on one core", heads, rows)

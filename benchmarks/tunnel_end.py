@@ -9,6 +9,7 @@ The way over UDP is the same whatever the offloads are: several datagrams in one
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 import sys
@@ -58,10 +59,9 @@ async def _outwards(queue: TuntapQueue, sock: socket.socket) -> None:
             counter += 1
         for message in _messages(datagrams):
             size = struct.pack("=H", len(message[0]))
-            try:
+            # Lost where the other end is not there yet, or where there is no room.
+            with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
                 sock.sendmsg(message, [(socket.IPPROTO_UDP, _UDP_SEGMENT, size)] if len(message) > 1 else [])
-            except (BlockingIOError, ConnectionRefusedError):
-                pass  # lost: the other end is not there yet, or there is no room
 
 
 async def _inwards(queue: TuntapQueue, sock: socket.socket) -> None:
