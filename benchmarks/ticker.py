@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from contextlib import ExitStack
+from contextlib import nullcontext
 from statistics import mean, median, quantiles
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -73,8 +73,8 @@ class _Result(NamedTuple):
 
 
 def _spend(microseconds: int) -> None:
-    end = time.perf_counter_ns() + 1000 * microseconds
-    while time.perf_counter_ns() < end:
+    end = time.thread_time_ns() + 1000 * microseconds
+    while time.thread_time_ns() < end:
         pass
 
 
@@ -109,22 +109,20 @@ async def _measure(case: _Case, netns: str, loops: Loops, seconds: float) -> _Re
     )
     async with tun:
         await tun.configure(addresses=[_ADDRESS], up=True)
-        numbers = map(str, (_SIZE, _COUNT, _FLOWS))
-        with ExitStack() as stack:
-            if case.one_batch:
-                stack.enter_context(one_batch_a_turn())
-            if case.queues:
-                flood = lab.python_module("datagrams", "send", netns, _TARGET, *numbers, loops.path)
-                stack.enter_context(lab.child(flood))
-            readers = [asyncio.ensure_future(_read(queue, case.work)) for queue in tun.queues]
-            await asyncio.sleep(_WARM_UP)
-            before, start = [queue.stats.frames_read for queue in tun.queues], time.perf_counter()
-            delays, spent = await _tick(seconds)
-            frames = [queue.stats.frames_read - each for queue, each in zip(tun.queues, before, strict=True)]
-            rate = sum(frames) / (time.perf_counter() - start)
-            for reader in readers:
-                reader.cancel()
-            await asyncio.gather(*readers, return_exceptions=True)
+        flood = lab.python_module("datagrams", "send", netns, _TARGET, *map(str, (_SIZE, _COUNT, _FLOWS)), loops.path)
+        with (
+            one_batch_a_turn() if case.one_batch else nullcontext(),
+            lab.child(flood) if case.queues else nullcontext(),
+        ):
+            async with asyncio.TaskGroup() as group:
+                readers = [group.create_task(_read(queue, case.work)) for queue in tun.queues]
+                await asyncio.sleep(_WARM_UP)
+                before, start = [queue.stats.frames_read for queue in tun.queues], time.perf_counter()
+                delays, spent = await _tick(seconds)
+                frames = [queue.stats.frames_read - each for queue, each in zip(tun.queues, before, strict=True)]
+                rate = sum(frames) / (time.perf_counter() - start)
+                for reader in readers:
+                    reader.cancel()
     percentiles = quantiles(delays, n=100)
     least = min(frames) / mean(frames) if any(frames) else 0
     return _Result(percentiles[49], percentiles[98], quantiles(spent, n=100)[98], rate, least)

@@ -59,8 +59,8 @@ def slowed_down(reply: Callable[[bytes], bytes | None], seconds: float) -> Calla
     """The same with more work: what several processes can share is the work, and not what the kernel does."""
 
     def reply_later(frame: bytes) -> bytes | None:
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
             pass
         return reply(frame)
 
