@@ -11,12 +11,16 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from threading import get_ident
 
 from ._abi import READ_SIZE
 from ._types import Buffer, Frame
 
 #: Instead of an ``errno``: the frame is not a plain buffer of a size that can be written. The caller looks closer.
 LOOK = -1
+
+#: Likewise: the calling thread is not the one that it has to be.
+WRONG_THREAD = -2
 
 #: Frames in one batch at most.
 MOST = 256
@@ -68,15 +72,26 @@ def write_batch(fd: int, largest: int, start: int, most: int, frames: Sequence[F
     """
     written = 0
     for frame in frames[start : start + min(most, MOST)]:
-        number = write_one(fd, largest, frame)
+        number = _write(fd, largest, frame)
         if number:
             return written, number
         written += 1
     return written, 0
 
 
-def write_one(fd: int, largest: int, frame: Frame) -> int:
-    """Writes one frame of at most *largest* bytes. Returns 0, the ``errno``, or LOOK, in which case it did not try."""
+def write_one(fd: int, largest: int, thread: int, frame: Frame) -> int:
+    """Writes one frame of at most *largest* bytes.
+
+    To look at the thread here costs a tenth of what it costs before the call.
+
+    Returns:
+        0, the ``errno``, LOOK, or WRONG_THREAD when the calling thread is not *thread*. In the last two cases it did
+        not try.
+    """
+    return _write(fd, largest, frame) if thread == get_ident() else WRONG_THREAD
+
+
+def _write(fd: int, largest: int, frame: Frame) -> int:
     try:
         size = memoryview(frame).nbytes  # type: ignore[arg-type]
         if not 0 < size <= largest:

@@ -26,8 +26,8 @@ def write_batch(fd: int, largest: int, start: int, most: int, frames: Sequence[o
         one contiguous buffer of 1 to *largest* bytes.
     """
 
-def write_one(fd: int, largest: int, frame: object, /) -> int:
-    """Writes a frame. Returns 0, the errno, or -1, as for `write_batch`."""
+def write_one(fd: int, largest: int, thread: int, frame: object, /) -> int:
+    """Writes a frame. Returns 0, the errno, or -1, as for `write_batch`; -2 if *thread* is not the calling thread."""
 
 def segment(frame: object, tap: bool, header_size: int, /) -> list[bytes] | None:
     """The plain frames of one with a virtio_net_hdr, or None: it is refused, or not taken here."""

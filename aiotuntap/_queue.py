@@ -25,7 +25,7 @@ from typing import Protocol, TypeVar
 from . import _abi, _engine
 from ._device import QueueFile
 from ._errors import InvalidFrameError, LinkDownError, QueueClosedError, SetupError, TuntapError, gone
-from ._frames import LOOK, MOST, write_pieces
+from ._frames import LOOK, MOST, WRONG_THREAD, write_pieces
 from ._interface import Interface
 from ._reader import FrameReader
 from ._types import Frame, Mode, Stats
@@ -229,6 +229,7 @@ class TuntapQueue(FrameReader):
 
     def _on_readable(self) -> None:
         if self._in_line:
+            self._turns.call(self._loop)
             return
         if not self._turns.begin():
             self._line_up()
@@ -288,10 +289,8 @@ class TuntapQueue(FrameReader):
             RuntimeError: Called from another thread than the one that the queue belongs to.
             TypeError: It is not a frame.
         """
-        if get_ident() != self._thread:
-            self._wrong_caller()
-        number = self._write(frame)
-        if number:
+        number = self._engine.write_one(self._fd, self._max_frame, self._thread, frame)
+        if number and (number := self._write_closely(number, frame)):
             if number == errno.EAGAIN:
                 raise BlockingIOError(number, "the send buffer is full: nothing was written")
             raise self._refusal(number)
@@ -314,15 +313,13 @@ class TuntapQueue(FrameReader):
             RuntimeError: Called from another thread or event loop than the one that the queue belongs to.
             TypeError: It is not a frame.
         """
-        if get_ident() != self._thread:
-            self._wrong_caller()
         turns = self._turns
         turns.credit -= 1
         if turns.credit < 0:
             await self._more_credit()
         write_one = self._engine.write_one
-        while number := write_one(self._fd, self._max_frame, frame):
-            if number == LOOK and not (number := self._write_closely(frame)):
+        while number := write_one(self._fd, self._max_frame, self._thread, frame):
+            if not (number := self._write_closely(number, frame)):
                 break
             if number != errno.EAGAIN:
                 raise self._refusal(number)
@@ -361,7 +358,7 @@ class TuntapQueue(FrameReader):
             if not number:
                 continue
             try:
-                if number == LOOK and not (number := self._write_closely(batch[index])):
+                if not (number := self._write_closely(number, batch[index])):
                     self._frames_written += 1
                     index += 1
                     continue
@@ -401,7 +398,7 @@ class TuntapQueue(FrameReader):
             self._frames_written += written
             index += written
             if number == LOOK and not (index and self._is_wrong(batch[index])):
-                number = self._write_closely(batch[index])
+                number = self._write_closely(number, batch[index])
                 if not number:
                     self._frames_written += 1
                     index += 1
@@ -418,13 +415,15 @@ class TuntapQueue(FrameReader):
         except TypeError:
             return True
 
-    def _write(self, frame: Frame) -> int:
-        """Writes one frame now. Returns 0 or the ``errno``; raises for what is not a frame, or one that is too large."""
-        number = self._engine.write_one(self._fd, self._max_frame, frame)
-        return self._write_closely(frame) if number == LOOK else number
+    def _write_closely(self, number: int, frame: Frame) -> int:
+        """Writes a frame that the engine did not try, if it can be. Returns 0 or the ``errno``, as the engine's *number*.
 
-    def _write_closely(self, frame: Frame) -> int:
-        """The same for a frame that the engine did not try."""
+        Raises for what is not a frame, for a size that no frame has, and for a caller from another thread.
+        """
+        if number == WRONG_THREAD:
+            self._wrong_caller()
+        if number != LOOK:
+            return number
         size = size_of(frame)
         if self._closed:
             return errno.EBADF

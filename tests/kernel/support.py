@@ -88,7 +88,7 @@ class PacketPeer:
         self.socket = socket.socket(socket.AF_PACKET, kind | socket.SOCK_NONBLOCK, socket.htons(ethertype))
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
         self.socket.bind((name, ethertype))
-        self._name = name
+        self.name = name
 
     def send(self, frame: bytes) -> None:
         """Queues a frame for the interface's readers; the kernel does so before it returns."""
@@ -206,15 +206,15 @@ def inject(
     engine = queue._engine
     offered: list[bytes] = []
 
-    def write_one(fd: int, largest: int, frame: Any) -> int:
+    def write_one(fd: int, largest: int, thread: int, frame: Any) -> int:
         if not isinstance(frame, (bytes, bytearray, memoryview)) or not 0 < len(frame) <= largest:
             return LOOK
         offered.append(bytes(frame))
-        return judge(bytes(frame)) or engine.write_one(fd, largest, frame)
+        return judge(bytes(frame)) or engine.write_one(fd, largest, thread, frame)
 
     def write_batch(fd: int, largest: int, start: int, most: int, frames: Any) -> tuple[int, int]:
         for written, frame in enumerate(frames[start : start + most]):
-            if number := write_one(fd, largest, frame):
+            if number := write_one(fd, largest, threading.get_ident(), frame):
                 return written, number
         return len(frames[start : start + most]), 0
 

@@ -185,6 +185,7 @@ async def test_one_failing_close_does_not_keep_the_others_open(monkeypatch: pyte
         assert tun_info(interface.name)["numqueues"] == 1
 
 
+@pytest.mark.alone
 async def test_a_loop_that_closes_the_last_queue_is_not_blocked() -> None:
     """The kernel takes 14 to 40 ms to unregister an interface; the loop goes on meanwhile."""
     interface = await AsyncTuntap(unique(), mode="tap").open()
