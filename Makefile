@@ -19,7 +19,7 @@ help:
 	@echo 'make test    all tests, on asyncio and uvloop'
 	@echo 'make lint    ruff, mypy, codespell'
 	@echo 'make docs    the documentation as HTML in docs/_build'
-	@echo 'make bench   the table of figures in the README'
+	@echo 'make bench   the figures in the README; make bench ARGS=--help lists the benchmarks and how to choose'
 	@echo 'make sanitize  the C extension under sanitizers, and on other processors'
 	@echo 'make wheel   the distributions, checked and tried, in dist'
 

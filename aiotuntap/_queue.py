@@ -18,11 +18,12 @@ import errno
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from threading import get_ident
 from typing import Protocol, TypeVar
 
 from . import _abi, _engine
+from ._batch import as_batch, note_end, report, size_of
 from ._device import QueueFile
 from ._errors import InvalidFrameError, LinkDownError, QueueClosedError, SetupError, TuntapError, gone
 from ._frames import LOOK, MOST, WRONG_THREAD, write_pieces
@@ -232,6 +233,7 @@ class TuntapQueue(FrameReader):
             self._turns.call(self._loop)
             return
         if not self._turns.begin():
+            self._more = True  # so that the reader, when it has its turn, takes what is there
             self._line_up()
             return
         try:
@@ -570,43 +572,3 @@ def _set_done(turn: asyncio.Future[None]) -> None:
 def _caused(error: E, cause: OSError) -> E:
     error.__cause__ = cause
     return error
-
-
-def as_batch(frames: Iterable[Frame]) -> Sequence[Frame]:
-    """What `write_frames` was given, so that it can be counted."""
-    if isinstance(frames, (bytes, bytearray, memoryview, str)):
-        raise TypeError("write_frames takes several frames: write_frame takes one")
-    return frames if isinstance(frames, (list, tuple)) else list(frames)
-
-
-def report(refused: dict[int, InvalidFrameError], count: int) -> None:
-    """Raises one error for all frames of a batch that were refused, if any were."""
-    if refused:
-        first = min(refused)
-        raise InvalidFrameError(
-            f"{len(refused)} of {count} frames were refused; the first is number {first}: {refused[first]}",
-            tuple(sorted(refused)),
-        ) from refused[first]
-
-
-def note_end(error: Exception, count: int, left: Sequence[int], refused: dict[int, InvalidFrameError]) -> None:
-    """Says on *error* which frames of a batch of *count* it kept from being written."""
-    error.add_note(f"{len(left)} of {count} frames were not written; the first is number {min(left)}")
-    if refused:
-        error.add_note(f"of the others, these were refused: {sorted(refused)}")
-
-
-def size_of(frame: Frame) -> int:
-    """Bytes of one frame, in one piece or a list or tuple of pieces.
-
-    Raises:
-        TypeError: It is neither.
-    """
-    if isinstance(frame, (list, tuple)):
-        return sum(map(size_of, frame))
-    try:
-        return memoryview(frame).nbytes  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(
-            f"a frame is a bytes-like object, or a list or tuple of them, not {type(frame).__name__}"
-        ) from None

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from collections.abc import Iterable, Sequence
 from threading import get_ident
 from time import monotonic
 
+from ._batch import as_batch, note_end, report, size_of
 from ._device import QueueFile
 from ._engine import Merged
 from ._errors import InvalidFrameError, TuntapError
 from ._frames import LOOK, MOST
 from ._interface import Interface
 from ._offload.coalesce import MERGEABLE
-from ._queue import BATCH, REFUSED, Owner, TuntapQueue, as_batch, note_end, report, size_of
+from ._queue import BATCH, REFUSED, Owner, TuntapQueue
 from ._types import Frame, Mode, Stats
 
 # Frames that `write_frames` merges at a time.
@@ -161,6 +163,51 @@ class TransparentQueue(TuntapQueue):
             await self._write_part(part, start, len(batch), refused)
         report(refused, len(batch))
 
+    def write_frames_nowait(self, frames: Iterable[Frame]) -> int:
+        """As for any queue. Frames of one flow that come one after the other are merged; those of several by turns are not.
+
+        What was taken is what stands in front: no frame may be written before one that stands before it.
+        """
+        if get_ident() != self._thread:
+            self._wrong_caller()
+        batch = as_batch(frames)
+        taken = 0
+        while taken < len(batch):
+            part = batch[taken : taken + _PART]
+            runs = {run[1][0]: run for run in self._merge(part) or [] if run[2] and is_in_a_row(run[1])}
+            at = 0
+            while at < len(part):
+                run = runs.pop(at, None)
+                try:
+                    if run is None:
+                        self.write_frame_nowait(part[at])
+                        at += 1
+                    elif self._write_run_now(run):
+                        at += len(run[1])
+                    # Else the kernel refused it, and its frames have a chance of their own.
+                except BlockingIOError:
+                    return taken + at
+                except (TuntapError, OSError, TypeError) as error:
+                    if not taken + at:
+                        raise
+                    if isinstance(error, InvalidFrameError):
+                        self._frames_refused -= 1  # it counts when it is the first one, and raises
+                    return taken + at
+            taken += at
+        return taken
+
+    def _write_run_now(self, run: Merged) -> bool:
+        """Writes a super-frame. False if the kernel refuses it, or it is too large."""
+        number = self._engine.write_one(self._fd, self._max_frame, self._thread, run[0])
+        if number == errno.EAGAIN:
+            raise BlockingIOError(number, os.strerror(number))
+        if number == LOOK or number in REFUSED:
+            return False
+        if number:
+            raise self._refusal(number)
+        self._count([run])
+        return True
+
     async def _write_part(
         self, part: Sequence[Frame], start: int, count: int, refused: dict[int, InvalidFrameError]
     ) -> None:
@@ -255,3 +302,8 @@ class TransparentQueue(TuntapQueue):
         if not 0 < len(frame) <= self._max_frame - len(self._header):
             raise self._wrong_size(len(frame))
         return frame
+
+
+def is_in_a_row(numbers: Sequence[int]) -> bool:
+    """Whether they are consecutive; they are in order."""
+    return numbers[-1] - numbers[0] == len(numbers) - 1

@@ -20,7 +20,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 #: Seconds that the streams of a loop may take in a row.
-SLICE = 0.002
+SLICE = 0.001
+
+# The smallest part of a batch that is read at a time.
+_LEAST = 1 / 32
 
 #: Frames that a writer may write without a look at the clock.
 CREDIT = 64
@@ -86,7 +89,7 @@ class Turn(asyncio.Future[None]):
 class Turns:
     """The slice and the line of one event loop."""
 
-    __slots__ = ("__weakref__", "_called", "_grant", "_line", "_paused_at", "credit", "until")
+    __slots__ = ("__weakref__", "_began_at", "_called", "_grant", "_line", "_paused_at", "_share", "credit", "until")
 
     def __init__(self) -> None:
         #: Until when, by `time.monotonic`, streams may go on without waiting in line.
@@ -95,7 +98,9 @@ class Turns:
         #: of a frame.
         self.credit = 0
         self._grant = 1
-        self._paused_at = 0.0
+        #: What part of a full batch is read at a time.
+        self._share = 1.0
+        self._began_at = self._paused_at = 0.0
         self._line: deque[Callable[[], object]] = deque()
         #: Whether the loop is going to call `_go_on`.
         self._called = False
@@ -103,16 +108,21 @@ class Turns:
     def begin(self) -> bool:
         """Whether a stream that the loop calls may go to work now. If not, it has to `join` the line."""
         now = monotonic()
-        if now < self.until:
-            return True
-        if now - self._paused_at > PAUSE and not self._line:
+        if now >= self.until:
+            if now - self._paused_at <= PAUSE or self._line:
+                return False
             self.until = now + SLICE
-            return True
-        return False
+        self._began_at = now
+        return True
+
+    def size(self, wanted: int) -> int:
+        """How many frames to read of those *wanted*: as many as can be handled in about a slice."""
+        return wanted if self._share == 1 else max(1, int(wanted * self._share))
 
     def pause(self) -> None:
         """A stream that the loop called has done its work."""
         self._paused_at = monotonic()
+        self._adapt(self._paused_at - self._began_at)
         self.credit = 0
         self._grant = 1
 
@@ -145,17 +155,28 @@ class Turns:
 
     def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
         self._called = False
-        self.until = monotonic() + SLICE
+        now = monotonic()
+        self.until = now + SLICE
         try:
             # Who joins meanwhile comes next time.
             for _ in range(len(self._line)):
+                self._began_at = now
                 self._line.popleft()()
-                if monotonic() >= self.until:
+                now = monotonic()
+                if now >= self.until:
                     break
+                self._adapt(now - self._began_at)
         finally:
             self.pause()
             if self._line:
                 self.call(loop)
+
+    def _adapt(self, took: float) -> None:
+        """Makes batches smaller where their frames are so much work that one takes far longer than a slice."""
+        if took > 1.5 * SLICE:
+            self._share = max(self._share * SLICE / took, _LEAST)
+        elif self._share < 1 and took < 1.1 * SLICE:
+            self._share = min(self._share * 1.25, 1.0)
 
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()

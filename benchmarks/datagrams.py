@@ -1,6 +1,7 @@
 """A child process that sends UDP datagrams, or one that counts them.
 
-``send NETNS ADDRESS SIZE COUNT LIBRARY`` prints "ready", sends *COUNT* datagrams in each message, and ends by SIGTERM.
+``send NETNS ADDRESS SIZE COUNT FLOWS LIBRARY`` prints "ready", sends *COUNT* datagrams in each message, from *FLOWS* ports
+by turns, and ends by SIGTERM.
 ``count NETNS WARM_UP TIME PID LIBRARY`` prints how many came, in how many nanoseconds, and what process *PID* used.
 """
 
@@ -20,9 +21,9 @@ def main(what: str, netns: str, *arguments: str) -> None:
     enter(netns)
     loops = Loops(library)
     if what == "send":
-        address, size, count = rest
+        address, *numbers = rest
         print("ready", flush=True)
-        error = loops.send_datagrams(address.encode(), _PORT, int(size), int(count))
+        error = loops.send_datagrams(address.encode(), _PORT, *map(int, numbers))
         raise SystemExit(f"cannot send to {address}: {os.strerror(-error)}")
     print(*loops.count_datagrams(_PORT, *map(int, rest)))
 

@@ -7,10 +7,12 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +41,17 @@ def enter(netns: str) -> None:
         _call("setns", fd, _CLONE_NEWNET)
     finally:
         os.close(fd)
+
+
+def socket_in(netns: str, family: int, kind: int, protocol: int = 0) -> socket.socket:
+    """A socket of a named namespace; the calling thread stays where it is."""
+
+    def make() -> socket.socket:
+        enter(netns)
+        return socket.socket(family, kind, protocol)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(make).result()
 
 
 def enter_private_namespace() -> None:
@@ -97,8 +110,8 @@ def namespaces(count: int) -> Iterator[list[str]]:
 
 
 @contextmanager
-def child(command: Sequence[str], ready: str | None = "ready", quiet: bool = False) -> Iterator[int]:
-    """Runs a program until the block ends, from when it printed a line that starts with *ready*. Gives its pid."""
+def child(command: Sequence[str], ready: str | None = "ready", quiet: bool = False, lines: int = 1) -> Iterator[int]:
+    """Runs a program until the block ends, from when it printed *lines* that start with *ready*. Gives its pid."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,  # nothing comes, and no end either: there are programs that end with their input
@@ -110,8 +123,10 @@ def child(command: Sequence[str], ready: str | None = "ready", quiet: bool = Fal
     )
     try:
         assert process.stdout is not None
-        if ready is not None and not any(line.startswith(ready) for line in process.stdout):
-            raise SystemExit(f"{' '.join(command)}: ended before it was ready")
+        if ready is not None:
+            for _ in range(lines):
+                if not any(line.startswith(ready) for line in process.stdout):
+                    raise SystemExit(f"{' '.join(command)}: ended before it was ready")
         yield process.pid
     finally:
         process.terminate()

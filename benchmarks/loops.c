@@ -20,6 +20,7 @@
 
 #define BATCH 64
 #define FRAME 65664
+#define FLOWS 64
 
 static char frame[FRAME];
 
@@ -186,17 +187,24 @@ unsigned copy_and_sum(const char *data, int size, int count)
     return sum % 65535;
 }
 
-/* Sends datagrams of *size* bytes for ever, *count* of them in each message: UDP_SEGMENT in udp(7). */
-int send_datagrams(const char *address, int port, int size, int count)
+/*
+ * Sends datagrams of *size* bytes for ever, *count* of them in each message (UDP_SEGMENT in udp(7)), from *flows* ports by
+ * turns.
+ */
+int send_datagrams(const char *address, int port, int size, int count, int flows)
 {
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
-    int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    int socks[FLOWS];
 
-    if (sock < 0 || !inet_aton(address, &to.sin_addr) ||
-        setsockopt(sock, IPPROTO_UDP, UDP_SEGMENT, &size, sizeof size) < 0)
-        return -errno;
-    for (;;)
-        if (sendto(sock, frame, size * count, 0, (void *)&to, sizeof to) < 0 && errno != ENOBUFS)
+    if (flows < 1 || flows > FLOWS || !inet_aton(address, &to.sin_addr))
+        return -EINVAL;
+    for (int i = 0; i < flows; i++) {
+        socks[i] = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        if (socks[i] < 0 || setsockopt(socks[i], IPPROTO_UDP, UDP_SEGMENT, &size, sizeof size) < 0)
+            return -errno;
+    }
+    for (int i = 0;; i = (i + 1) % flows)
+        if (sendto(socks[i], frame, size * count, 0, (void *)&to, sizeof to) < 0 && errno != ENOBUFS)
             return -errno;
 }
 

@@ -39,7 +39,7 @@ class Loops:
         self.copy_and_sum = library.copy_and_sum
         self.copy_and_sum.argtypes = [data, number, number]
         self.send_datagrams = library.send_datagrams
-        self.send_datagrams.argtypes = [data, number, number, number]
+        self.send_datagrams.argtypes = [data, number, number, number, number]
         self._count_datagrams = library.count_datagrams
         self._count_datagrams.argtypes = [number, number, number, number, ctypes.POINTER(ctypes.c_int64)]
 

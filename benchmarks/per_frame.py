@@ -7,11 +7,12 @@ import os
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import TYPE_CHECKING, TypeAlias
 
-from aiotuntap import AsyncTuntap, TuntapQueue
+from aiotuntap import AsyncTuntap, TuntapQueue, _turns
 
 from .lab import enter_private_namespace
 from .report import LOOPS, ratio, table
@@ -40,6 +41,17 @@ def packet(size: int) -> bytes:
     return bytes(header) + bytes(size - len(header))
 
 
+@contextmanager
+def one_batch_a_turn() -> Iterator[None]:
+    """Streams never go on within a slice of time: what that buys, and what others wait for it, is a figure too."""
+    usual = _turns.SLICE
+    _turns.SLICE = 0.0
+    try:
+        yield
+    finally:
+        _turns.SLICE = usual
+
+
 def _readers(queue: TuntapQueue) -> dict[str, Contestant]:
     fd = queue.fileno()
 
@@ -47,6 +59,10 @@ def _readers(queue: TuntapQueue) -> dict[str, Contestant]:
         count = 0
         while count < _FRAMES:
             count += len(await queue.read_frames())
+
+    async def read_by_turns() -> None:
+        with one_batch_a_turn():
+            await read_frames()
 
     async def read_frame() -> None:
         for _ in range(_FRAMES):
@@ -57,7 +73,12 @@ def _readers(queue: TuntapQueue) -> dict[str, Contestant]:
         for _ in range(_FRAMES):
             read(fd, _READ_SIZE)
 
-    return {"`read_frames`": read_frames, "`read_frame`": read_frame, "a loop over `os.read`": plain}
+    return {
+        "`read_frames`": read_frames,
+        "`read_frames`, one batch a turn": read_by_turns,
+        "`read_frame`": read_frame,
+        "a loop over `os.read`": plain,
+    }
 
 
 def _writers(queue: TuntapQueue, frame: bytes) -> dict[str, Contestant]:
@@ -128,7 +149,7 @@ async def _session(loops: Loops, size: int, rounds: int, read: Samples, written:
                 assert loops.fill(sender.fileno(), frame, size, _FRAMES) == _FRAMES
 
             await _compete(_readers(queue), fill, lambda: loops.drain(fd, _FRAMES), read, rounds)
-            assert queue.stats.frames_read == 2 * (rounds + 1) * _FRAMES
+            assert queue.stats.frames_read == 3 * (rounds + 1) * _FRAMES
         await _compete(
             _writers(queue, frame), lambda: None, lambda: loops.flood(fd, frame, size, _FRAMES), written, rounds
         )
@@ -163,6 +184,7 @@ def _names(results: dict[tuple[str, int], tuple[Samples, Samples]], which: int) 
     order = [
         "C",
         "`read_frames`",
+        "`read_frames`, one batch a turn",
         "`read_frame`",
         "a loop over `os.read`",
         "`write_frames`",

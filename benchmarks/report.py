@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from statistics import median
 from typing import TypeAlias
 
 import uvloop
+
+from aiotuntap import SlowEngineWarning
+from aiotuntap._engine import engine
+
+# The first line of the report says which engine runs.
+warnings.simplefilter("ignore", SlowEngineWarning)
 
 LoopFactory: TypeAlias = Callable[[], asyncio.AbstractEventLoop]
 
@@ -21,7 +28,8 @@ def machine() -> str:
     """One line to stand above the tables."""
     return (
         f"Linux {platform.release()}, {platform.machine()}, {os.cpu_count()} CPUs,"
-        f" {platform.python_implementation()} {platform.python_version()}, uvloop {version('uvloop')}"
+        f" {platform.python_implementation()} {platform.python_version()}, uvloop {version('uvloop')},"
+        f" engine {engine.name}"
     )
 
 

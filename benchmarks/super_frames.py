@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _ETHERNET = bytes.fromhex("020000000002020000000001")
 _ETHER_TYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
@@ -41,26 +44,26 @@ class Flow(NamedTuple):
     def udp(cls) -> Flow:
         return cls(protocol=_UDP)
 
-    def frame(self, payload: bytes, index: int = 0, push: bool = False) -> bytes:
-        """A plain frame, after *index* others of its size."""
-        headers, transport = self._headers(len(payload), index, push)
+    def frame(self, payload: bytes, index: int = 0, position: int = 0, push: bool = False) -> bytes:
+        """A plain frame, after *index* others with *position* bytes in all."""
+        headers, transport = self._headers(len(payload), index, position, push)
         at = transport + _CSUM_OFFSET[self.protocol]
         checksum = 0xFFFF - _sum(headers[transport:] + payload) or 0xFFFF
         return headers[:at] + struct.pack("!H", checksum) + headers[at + 2 :] + payload
 
     def super_frame(self, payload: bytes, size: int) -> bytes:
         """A frame that the kernel leaves to be cut into segments of *size* bytes, with its virtio_net_hdr."""
-        headers, transport = self._headers(len(payload), 0, push=True)
+        headers, transport = self._headers(len(payload), 0, 0, push=True)
         kind = _GSO_TYPES[self.version, self.protocol]
         offset = _CSUM_OFFSET[self.protocol]
         return struct.pack("=BBHHHH", _NEEDS_CSUM, kind, len(headers), size, transport, offset) + headers + payload
 
-    def _headers(self, size: int, index: int, push: bool) -> tuple[bytes, int]:
+    def _headers(self, size: int, index: int, position: int, push: bool) -> tuple[bytes, int]:
         """All headers, with the sum of the pseudo header as checksum, and where the transport header begins."""
         if self.protocol == _TCP:
             flags = _ACK | (_PSH if push else 0)
             transport = struct.pack(
-                "!HHIIBBHHH", self.port, 5001, 7000 + index * size, self.acknowledged, 8 << 4, flags, 502, 0, 0
+                "!HHIIBBHHH", self.port, 5001, 7000 + position, self.acknowledged, 8 << 4, flags, 502, 0, 0
             )
             transport += _TIMESTAMPS
         else:
@@ -84,6 +87,12 @@ def super_frame(flow: Flow, count: int, size: int) -> bytes:
     return flow.super_frame(os.urandom(count * size), size)
 
 
-def frames(flow: Flow, count: int, size: int) -> list[bytes]:
-    """*count* plain frames of *size* bytes of payload, which follow each other."""
-    return [flow.frame(os.urandom(size), index, push=index == count - 1) for index in range(count)]
+def frames(flow: Flow, sizes: Sequence[int], write: int = 0) -> list[bytes]:
+    """Plain frames with payload of these sizes, which follow each other. Each *write* of them end with PSH, or the last."""
+    found: list[bytes] = []
+    position = 0
+    for index, size in enumerate(sizes):
+        push = (index + 1) % (write or len(sizes)) == 0
+        found.append(flow.frame(os.urandom(size), index, position, push))
+        position += size
+    return found

@@ -30,6 +30,7 @@ _CONTESTANTS = {
         f"aiotuntap, {loop}, super-frames passed through": Forwarder(f"aiotuntap-{loop}", offload="passed")
         for loop in LOOPS
     },
+    **{f"aiotuntap, {loop}, transparent": Forwarder(f"aiotuntap-{loop}", offload="transparent") for loop in LOOPS},
 }
 
 
@@ -42,7 +43,7 @@ class _Result(NamedTuple):
 
 def _measure(forwarder: Forwarder, left: str, right: str, loops: Loops, milliseconds: int) -> _Result:
     with forwarder.running(left, right, loops.path) as pid:
-        send = lab.python_module("datagrams", "send", left, SERVER, str(_SIZE), str(_COUNT), loops.path)
+        send = lab.python_module("datagrams", "send", left, SERVER, str(_SIZE), str(_COUNT), "1", loops.path)
         count = lab.python_module("datagrams", "count", right, str(_WARM_UP), str(milliseconds), str(pid), loops.path)
         with lab.child(send):
             done = subprocess.run(count, check=True, capture_output=True, text=True, timeout=30)

@@ -23,6 +23,7 @@ import contextlib
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from struct import Struct
@@ -68,7 +69,7 @@ class Responder:
 
     def __init__(self, mode: str, addresses: list[Interface]) -> None:
         """*addresses* are the host's own, and say which networks there are."""
-        self.reply = self.reply_ethernet if mode == "tap" else self.reply_ip
+        self.reply: Callable[[bytes], bytes | None] = self.reply_ethernet if mode == "tap" else self.reply_ip
         #: By the size of an address in bytes: pairs of network and mask, and the addresses in them that never answer.
         self._networks: dict[int, list[tuple[int, int]]] = {4: [], 16: []}
         self._silent: dict[int, set[int]] = {4: set(), 16: set()}

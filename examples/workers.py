@@ -32,8 +32,9 @@ import pwd
 import signal
 import socket
 import sys
+import time
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from ipaddress import ip_interface
 
 from echo import Count, Interface, Responder, serve
@@ -54,7 +55,19 @@ def drop_privileges(user: pwd.struct_passwd) -> None:
         raise SetupError(error.errno, text) from error
 
 
-async def work(control: socket.socket, user: pwd.struct_passwd, addresses: list[Interface]) -> None:
+def slowed_down(reply: Callable[[bytes], bytes | None], seconds: float) -> Callable[[bytes], bytes | None]:
+    """The same with more work: what several processes can share is the work, and not what the kernel does."""
+
+    def reply_later(frame: bytes) -> bytes | None:
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
+            pass
+        return reply(frame)
+
+    return reply_later
+
+
+async def work(control: socket.socket, user: pwd.struct_passwd, addresses: list[Interface], seconds: float) -> None:
     """Receives a queue over *control* and answers what comes in on it, until the other end of the socket is closed."""
     loop = asyncio.get_running_loop()
     _, fds, _, _ = socket.recv_fds(control, 1, 1)
@@ -65,8 +78,11 @@ async def work(control: socket.socket, user: pwd.struct_passwd, addresses: list[
         await queue.enable()
         control.setblocking(False)
         await loop.sock_sendall(control, b"!")
+        responder = Responder(tun.mode, addresses)
+        if seconds:
+            responder.reply = slowed_down(responder.reply, seconds)
         with contextlib.suppress(DeviceGoneError):  # the parent notices too, and says so once
-            await first_to_end(serve(queue, Responder(tun.mode, addresses), Count(queue)), loop.sock_recv(control, 1))
+            await first_to_end(serve(queue, responder, Count(queue)), loop.sock_recv(control, 1))
 
 
 # -- the parent --------------------------------------------------------------------------------------------------------
@@ -178,18 +194,25 @@ def main() -> int:
     parser.add_argument("--user", type=user_entry, default="nobody", help="whom the workers run as")
     parser.add_argument("--replace", action="store_true", help="start another worker when one dies")
     parser.add_argument("--address", type=ip_interface, action="append", help="such as 10.77.0.1/24; may be repeated")
+    parser.add_argument("--work", type=float, default=0, metavar="US", help="microseconds more that each frame takes")
+    parser.add_argument("--uvloop", action="store_true", help="run on uvloop, a package of its own")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # in a worker: the socket to its parent
     options = parser.parse_args()
     addresses = options.address or [ip_interface("10.77.0.1/24"), ip_interface("fd77::1/64")]
     if options.workers < 1:
         parser.error("--workers: at least 1")
+    run_loop = asyncio.run
+    if options.uvloop:
+        import uvloop
+
+        run_loop = uvloop.run
     try:
         if options.worker is not None:
             with socket.socket(fileno=options.worker) as control:
-                asyncio.run(work(control, options.user, addresses))
+                run_loop(work(control, options.user, addresses, options.work / 1e6))
             return 0
         tun = AsyncTuntap(options.name, mode="tun")
-        return asyncio.run(run(tun, options.workers, options.replace, addresses))
+        return run_loop(run(tun, options.workers, options.replace, addresses))
     except (SetupError, DeviceGoneError) as error:
         print(f"{parser.prog}: {error.strerror}", file=sys.stderr)
         return 1

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Usage: run.sh PYTHON [PYTEST ARGUMENT …]
 # Runs the tests: as root directly, otherwise in a user namespace of their own where the kernel lets us make one.
+# Root can install a compiler, so both engines are tested then.
 # Without arguments for pytest these are all, on several processes at once (most tests wait more than they compute); the
 # ones that measure time come after the others.
 set -eu
@@ -9,6 +10,14 @@ shift
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
 sh tests/install-programs.sh ip:iproute2 ping:iputils-ping setpriv:util-linux ethtool iperf3 tcpdump
+if "$python" -c 'import aiotuntap._native' 2>/dev/null; then
+    export AIOTUNTAP_EXTENSION=1
+elif [ "$(id -u)" = 0 ]; then
+    echo 'the C extension was not compiled, and both engines are to be tested: see above' >&2
+    exit 1
+else
+    echo '== NO C EXTENSION: ONLY THE ENGINE IN PYTHON IS TESTED'
+fi
 if [ $# = 0 ]; then
     workers=$(($(nproc) * 2))
     [ "$workers" -le 8 ] || workers=8

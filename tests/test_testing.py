@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aiotuntap import DeviceGoneError, InvalidFrameError, PacketStream, QueueClosedError
-from aiotuntap._queue import as_batch, report, size_of
+from aiotuntap._batch import as_batch, report, size_of
 from aiotuntap.testing import CHECKS, MemoryStream, check_packet_stream, example_frame, memory_pair
 from aiotuntap.testing.trial import Terms, Trial
 

@@ -142,6 +142,24 @@ async def test_no_memory_to_call_back_keeps_nobody_waiting_for_ever(monkeypatch:
     assert order == [2, 4] or order == [2, 3, 4]
 
 
+async def test_batches_become_smaller_where_frames_are_much_work_and_grow_again() -> None:
+    loop = asyncio.get_running_loop()
+    turns = Turns()
+    assert turns.size(128) == 128
+
+    async def turn_that_takes(seconds: float) -> None:
+        await turns.next(loop)
+        time.sleep(seconds)
+        await turns.next(loop)
+
+    for _ in range(10):
+        await turn_that_takes(4 * SLICE)
+    assert 1 <= turns.size(1) <= turns.size(128) <= 16
+    for _ in range(40):
+        await turn_that_takes(0)
+    assert turns.size(128) == 128
+
+
 async def test_writers_look_at_the_clock_now_and_then() -> None:
     turns = Turns()
     granted = 0

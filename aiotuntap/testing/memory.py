@@ -7,8 +7,8 @@ import errno
 from collections import deque
 from collections.abc import Iterable
 
+from .._batch import as_batch, report, size_of
 from .._errors import DeviceGoneError, InvalidFrameError, QueueClosedError
-from .._queue import as_batch, report, size_of
 from .._reader import FrameReader
 from .._types import Frame
 

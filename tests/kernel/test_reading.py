@@ -16,6 +16,7 @@ import pytest
 
 from aiotuntap import AsyncTuntap, TuntapQueue, _abi
 from aiotuntap._queue import BATCH
+from aiotuntap._turns import SLICE
 from aiotuntap.testing import example_frame
 
 from .support import (
@@ -114,6 +115,29 @@ async def test_a_reader_that_always_finds_frames_lets_others_run(batches: bool) 
         assert ticks >= 2000 / 1000
 
 
+async def test_a_reader_that_uses_up_every_slice_keeps_no_other_queue_from_reading() -> None:
+    async with tap_with_peer() as (busy, crowd), tap_with_peer() as (quiet, peer):
+        batches = 0
+
+        async def work() -> None:
+            nonlocal batches
+            for _ in range(100):
+                await busy.queues[0].read_frames(10)
+                time.sleep(SLICE)
+                batches += 1
+
+        working = asyncio.ensure_future(work())
+        reading = asyncio.ensure_future(quiet.queues[0].read_frame())
+        await asyncio.sleep(0.01)
+        for number in range(1000):
+            crowd.send(example_frame(number))
+        peer.send(example_frame(7))
+        async with asyncio.timeout(20):
+            assert await reading == example_frame(7)
+            assert batches <= 10
+            await working
+
+
 @pytest.mark.alone
 async def test_a_full_ring_is_read_without_starving_a_ticker() -> None:
     """All frames are there before reading starts: the reader could go on without ever waiting."""
@@ -142,7 +166,7 @@ async def test_a_full_ring_is_read_without_starving_a_ticker() -> None:
                 pass
         ticking.cancel()
         assert got == sent
-        # A slice of 2 ms is 100 frames, and what was read within it, 128 at most, is in the buffer.
+        # A slice is 50 frames, and what was read within it, 128 at most, is in the buffer.
         assert longest <= 256
 
 

@@ -485,6 +485,50 @@ async def test_a_kind_that_the_kernel_does_not_take_merged_is_merged_no_more(kin
         assert queue.stats.frames_written == 60 and queue.stats.frames_refused == 0
 
 
+async def test_what_is_written_without_waiting_is_merged_where_it_is_in_a_row() -> None:
+    packets = row(udp(), 10)
+    frames: list[Any] = build(packets)
+    async with transparent() as (_, queue):
+        with Datagrams(gro=True) as receiver:
+            offered = inject(queue)
+            assert queue.write_frames_nowait([]) == 0
+            assert queue.write_frames_nowait(frames) == 10 and len(offered) == 1
+            # Flows by turns, and frames that are not bytes: one by one, in order.
+            other = build(row(udp(destination_port=4001), 10))
+            by_turns = [frame for pair in zip(frames, other, strict=True) for frame in pair]
+            offered.clear()
+            assert queue.write_frames_nowait(by_turns) == 20
+            assert [data[10:] for data in offered] == by_turns
+            assert queue.write_frames_nowait([frames[0], bytearray(frames[1]), [frames[2]]]) == 3
+            assert receiver.receive() == payloads(packets) * 2 + payloads(packets[:3])
+        assert queue.stats.super_frames_written == 1 and queue.stats.frames_written == 33
+
+
+async def test_writing_without_waiting_takes_what_stands_in_front() -> None:
+    frames: list[Any] = build(row(udp(), 10))
+    other = build(row(udp(destination_port=4001), 10))
+    async with transparent() as (_, queue):
+        engine = queue._engine
+        for full in range(3):
+            count = itertools.count()
+            limit = full
+            inject(queue, judge=lambda _: errno.EAGAIN * (next(count) >= limit))  # noqa: B023
+            assert queue.write_frames_nowait([*frames, *other]) == 10 * full
+            queue._engine = engine
+        # A super-frame that is refused: its frames one by one. A frame that is refused ends it, and raises in front.
+        inject(queue, judge=lambda data: errno.EINVAL if data[1] or frames[7] in data else 0)
+        assert queue.write_frames_nowait(frames) == 7
+        with pytest.raises(InvalidFrameError):
+            queue.write_frames_nowait(frames[7:])
+        assert queue.write_frames_nowait(frames[8:]) == 2
+        queue._engine = engine
+        texts: list[Any] = ["text", *frames]
+        assert queue.write_frames_nowait([*frames, *texts]) == 10
+        with pytest.raises(TypeError):
+            queue.write_frames_nowait(texts)
+        assert queue.stats.frames_written == 10 * 3 + 9 + 10 and queue.stats.frames_refused == 1
+
+
 async def test_a_kind_that_was_refused_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_transparent, "_PAUSE", 0.05)
     frames = build(row(udp(), 10))
