@@ -22,7 +22,7 @@ from aiotuntap._transparent import TransparentQueue
 from aiotuntap.testing import example_frame
 
 from ..offload_reference import NEEDS_CSUM, TCP, UDP, Packet, filler, vnet_header
-from .support import features_on, ip, settle, tap, tap_with_peer, tun_info, unique
+from .support import features_on, ip, make_room, offered, offers, settle, tap, tap_with_peer, tun_info, unique
 
 CSUM, TSO4, TSO6, ECN = Offload.CSUM, Offload.TSO4, Offload.TSO6, Offload.ECN
 USO, ALL = Offload.USO4 | Offload.USO6, Offload.ALL
@@ -274,7 +274,7 @@ async def test_headers_that_the_kernel_takes_and_headers_that_it_refuses() -> No
         await interface.configure(addresses=["10.0.0.2/24"], mac="02:00:00:00:00:02", up=True)
         (queue,) = interface.queues
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as receiver:
-            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+            make_room(receiver)
             receiver.bind(("10.0.0.2", 4000))
 
             def received() -> list[int]:
