@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -241,6 +242,13 @@ def watched_fds() -> set[int]:
     return watched
 
 
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Waits for what the kernel does in its own time. The deadline only ends a test that would hang."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
 async def settle(turns: int = 5) -> None:
     """Lets the loop go round a few times, polling each time."""
     for _ in range(turns):
@@ -271,12 +279,12 @@ async def idle_share(seconds: float = 0.2) -> float:
 
 
 @contextlib.contextmanager
-def raw_queue(flags: int = _abi.IFF_TAP | _abi.IFF_NO_PI | _abi.IFF_VNET_HDR) -> Iterator[int]:
-    """The descriptor of a new interface's queue."""
-    fd = os.open(_abi.NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+def raw_queue(flags: int = _abi.IFF_NO_PI | _abi.IFF_VNET_HDR) -> Iterator[tuple[int, str]]:
+    """The descriptor of a queue of a new TAP interface, and its name."""
+    fd, name = os.open(_abi.NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK), unique()
     try:
-        fcntl.ioctl(fd, _abi.TUNSETIFF, _abi.Ifreq(unique(), flags).pack())
-        yield fd
+        fcntl.ioctl(fd, _abi.TUNSETIFF, _abi.Ifreq(name, _abi.IFF_TAP | flags).pack())
+        yield fd, name
     finally:
         os.close(fd)
 
@@ -284,7 +292,7 @@ def raw_queue(flags: int = _abi.IFF_TAP | _abi.IFF_NO_PI | _abi.IFF_VNET_HDR) ->
 @functools.cache
 def offers(offload: Offload) -> bool:
     """Whether this kernel takes these offloads, all of them. USO comes with Linux 6.2, UDP_TUNNEL with 6.17."""
-    with raw_queue() as fd:
+    with raw_queue() as (fd, _):
         fcntl.ioctl(fd, _abi.TUNSETVNETHDRSZ, struct.pack("@i", 24))
         try:
             fcntl.ioctl(fd, _abi.TUNSETOFFLOAD, offload.value)
@@ -315,3 +323,39 @@ def offered(offload: Offload = Offload.ALL) -> Offload:
         if step & offload and offers(step | company):
             found |= step & offload
     return found
+
+
+@functools.cache
+def anyone_attaches() -> bool:
+    """Whether an interface with neither owner nor group is open to all: Linux 6.12.117 wants CAP_NET_ADMIN for it."""
+    name = unique()
+    ip("tuntap", "add", "mode", "tap", "name", name)
+    try:
+        request = _abi.Ifreq(name, _abi.IFF_TAP | _abi.IFF_NO_PI).pack()
+        code = f"import fcntl; fcntl.ioctl(open({_abi.NODE!r}, 'r+b', 0), {_abi.TUNSETIFF}, {request!r})"
+        command = ["setpriv", "--bounding-set=-net_admin", sys.executable, "-c", code]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert not run.returncode or "PermissionError" in run.stderr
+        return not run.returncode
+    finally:
+        ip("link", "del", name)
+
+
+@functools.cache
+def renames_while_up() -> bool:
+    """Whether an interface that is up can be renamed, as from Linux 6.2 on; before that it is EBUSY."""
+    with raw_queue() as (_, name):
+        ip("link", "set", name, "up")
+        run = subprocess.run(["ip", "link", "set", name, "name", unique()], capture_output=True, text=True, check=False)
+        assert not run.returncode or "busy" in run.stderr
+        return not run.returncode
+
+
+def rename(name: str, new: str) -> None:
+    """Renames an interface that is up, by a moment of being down where that is what it takes."""
+    if renames_while_up():
+        ip("link", "set", name, "name", new)
+    else:
+        ip("link", "set", name, "down")
+        ip("link", "set", name, "name", new)
+        ip("link", "set", new, "up")

@@ -18,7 +18,19 @@ from aiotuntap._netlink import link as _link
 from aiotuntap._netlink import socket as _netlink
 from aiotuntap.testing import example_frame
 
-from .support import ip, link, named_netns, needs_root, settle, tap, tap_with_peer, tun, tun_info, unique
+from .support import (
+    ip,
+    link,
+    named_netns,
+    needs_root,
+    renames_while_up,
+    settle,
+    tap,
+    tap_with_peer,
+    tun,
+    tun_info,
+    unique,
+)
 
 
 def routes(name: str, *family: str) -> list[dict[str, Any]]:
@@ -148,6 +160,11 @@ async def test_master() -> None:
 async def test_name() -> None:
     async with tap() as interface:
         new = unique("new")
+        if not renames_while_up():
+            with pytest.raises(SetupError, match="cannot set name of") as caught:
+                await interface.configure(name=new)
+            assert caught.value.errno == errno.EBUSY and interface.name != new
+            await interface.configure(up=False)
         await interface.configure(name=new, mtu=1400)
         assert interface.name == new and link(new)["mtu"] == 1400
         await interface.add_queues()

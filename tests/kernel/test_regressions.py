@@ -30,7 +30,7 @@ from aiotuntap import (
 from aiotuntap._threads import run_in_thread
 from aiotuntap.testing import example_frame
 
-from .support import ip, link, named_netns, settle, tap, tap_with_peer, tun_info, unique
+from .support import ip, link, named_netns, rename, settle, tap, tap_with_peer, tun_info, unique
 
 LOOPS: list[Callable[[], Any]] = [asyncio.new_event_loop, uvloop.new_event_loop]
 
@@ -267,7 +267,7 @@ async def test_the_last_name_is_remembered() -> None:
     async with tap() as interface:
         await interface.set_persist(True)
         new = unique("new")
-        ip("link", "set", interface.name, "name", new)
+        rename(interface.name, new)
         await interface.remove_queues(*interface.queues)
         assert interface.name == new
         await interface.add_queues()

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Usage: run.sh kernels|machines PYTHON "NAME …" [PYTEST ARGUMENT …]
-# Runs the tests on each of these, one after the other, and says how long each took (see kernel.sh and machine.sh).
+# Runs tests on each of these, one after the other, and says how long each took (see kernel.sh and machine.sh): those
+# of tests/kernel on another kernel, all others on another machine.
 set -eu
 here=$(dirname "$(readlink -f "$0")")
 what=$1 python=$2 names=$3
@@ -14,7 +15,7 @@ for name in $names; do
     start=$(date +%s)
     status=0
     case $what in
-        kernels) sh "$here/kernel.sh" "$name" "sh tests/run.sh '$python' -q $*" || status=$? ;;
+        kernels) sh "$here/kernel.sh" "$name" "sh tests/run.sh '$python' tests/kernel -q $*" || status=$? ;;
         machines) sh "$here/machine.sh" "$name" "$python" -q "$@" || status=$? ;;
     esac
     echo "== $name: status $status after $(($(date +%s) - start)) s"
