@@ -342,6 +342,20 @@ def anyone_attaches() -> bool:
 
 
 @functools.cache
+def refuses_while_disabled() -> bool:
+    """Whether a disabled queue with NAPI refuses frames, with EBUSY, as from Linux 5.19 on."""
+    with raw_queue(_abi.IFF_NO_PI | _abi.IFF_MULTI_QUEUE | _abi.IFF_NAPI) as (fd, name):
+        ip("link", "set", name, "up")
+        fcntl.ioctl(fd, _abi.TUNSETQUEUE, _abi.Ifreq("", _abi.IFF_DETACH_QUEUE).pack())
+        try:
+            os.write(fd, bytes(64))
+        except OSError as error:
+            assert error.errno == errno.EBUSY
+            return True
+        return False
+
+
+@functools.cache
 def renames_while_up() -> bool:
     """Whether an interface that is up can be renamed, as from Linux 6.2 on; before that it is EBUSY."""
     with raw_queue() as (_, name):
