@@ -1097,7 +1097,8 @@ async def test_napi_takes_and_sends_super_frames(mode: str, vnet_header: bool) -
         with Datagrams(gro=True) as receiver:
             await queue.write_frames([*frames, bytes(10) * vnet_header + packets[0].build()])
             assert await receiver.wait(31) == [*payloads(packets), packets[0].payload]
-            assert receiver.sizes[:1] == [1000]  # without USO, as the kernel's own GRO has it
+            # The kernel's own GRO may add to what comes as one.
+            assert set(receiver.sizes) <= {1000} and (receiver.sizes[:1] == [1000] or not has_uso())
         with sender() as sock:
             sock.send(filler(5000, 2))
         whole_again = vnet_header and has_uso()
