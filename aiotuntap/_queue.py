@@ -138,7 +138,7 @@ class TuntapQueue(FrameReader):
         """Detaches the queue: the kernel gives its flows to the other queues, and forgets what waited in its ring.
 
         Frames that were buffered here can still be read, and frames written still arrive (with ``napi=True``
-        Linux refuses them with EBUSY, from 5.19 on). Disabling twice is harmless.
+        Linux refuses them with EBUSY, from 6.4 and the stable releases of its time on). Disabling twice is harmless.
 
         Raises:
             SetupError: The interface has a single queue (``multi_queue=False``).

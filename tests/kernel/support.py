@@ -343,7 +343,7 @@ def anyone_attaches() -> bool:
 
 @functools.cache
 def refuses_while_disabled() -> bool:
-    """Whether a disabled queue with NAPI refuses frames, with EBUSY, as from Linux 5.19 on."""
+    """Whether a disabled queue with NAPI refuses frames, with EBUSY, as from Linux 6.4 and the stable releases of its time on."""
     with raw_queue(_abi.IFF_NO_PI | _abi.IFF_MULTI_QUEUE | _abi.IFF_NAPI) as (fd, name):
         ip("link", "set", name, "up")
         fcntl.ioctl(fd, _abi.TUNSETQUEUE, _abi.Ifreq("", _abi.IFF_DETACH_QUEUE).pack())

@@ -24,7 +24,20 @@ from aiotuntap._transparent import TransparentQueue
 from aiotuntap.testing import example_frame
 
 from ..offload_reference import NEEDS_CSUM, TCP, UDP, Packet, filler, vnet_header
-from .support import features_on, has_uso, ip, make_room, offered, offers, raw_queue, settle, tap, tap_with_peer, tun_info, unique
+from .support import (
+    features_on,
+    has_uso,
+    ip,
+    make_room,
+    offered,
+    offers,
+    raw_queue,
+    settle,
+    tap,
+    tap_with_peer,
+    tun_info,
+    unique,
+)
 
 CSUM, TSO4, TSO6, ECN = Offload.CSUM, Offload.TSO4, Offload.TSO6, Offload.ECN
 USO, ALL = Offload.USO4 | Offload.USO6, Offload.ALL

@@ -201,7 +201,7 @@ async def test_a_loop_that_closes_the_last_queue_is_not_blocked(monkeypatch: pyt
     """The kernel takes 14 to 40 ms to unregister an interface; the loop goes round meanwhile."""
     interface = await AsyncTuntap(unique(), mode="tap").open()
     fd, loop, original = interface.queues[0].fileno(), asyncio.get_running_loop(), os.close
-    went_round = []
+    went_round: list[bool] = []
 
     def close(number: int) -> None:
         if number == fd and not went_round:
