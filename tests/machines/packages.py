@@ -18,8 +18,9 @@ def is_compiled(distribution: Distribution) -> bool:
 
 def link(distribution: Distribution, folder: Path) -> None:
     for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
-        if not top.endswith(".pth"):
-            folder.joinpath(top).symlink_to(Path(str(distribution.locate_file(top))))
+        target = folder / top
+        if not top.endswith(".pth") and not target.exists():  # several may share the folder of a namespace
+            target.symlink_to(Path(str(distribution.locate_file(top))))
 
 
 def install(distribution: Distribution, folder: Path, platform: str) -> bool:
