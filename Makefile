@@ -7,9 +7,14 @@ KERNELS ?= 5.10 6.1
 MACHINES ?= arm64 s390x
 VENV := .venv/$(VERSION)
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTHON_HEADERS = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
+# setuptools warns at each editable installation.
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-kernels test-machines lint docs bench clean help
+# What the C extension is made of: when it changes, the packages are installed again.
+NATIVE := setup.py $(wildcard native/*.[ch])
+
+.PHONY: demo test test-kernels test-machines lint docs bench sanitize wheel clean help
 
 help:
 	@echo 'make demo    an echo responder in a namespace of its own, pinged over IPv4 and IPv6'
@@ -19,6 +24,8 @@ help:
 	@echo 'make lint    ruff, mypy, codespell'
 	@echo 'make docs    the documentation as HTML in docs/_build'
 	@echo 'make bench   the table of figures in the README'
+	@echo 'make sanitize  the C extension under sanitizers, and on other processors'
+	@echo 'make wheel   the distributions, checked and tried, in dist'
 
 demo: $(VENV)/.demo
 	@sh examples/demo.sh $(BIN)/python
@@ -46,8 +53,15 @@ bench: $(VENV)/.bench
 	@sh tests/install-programs.sh gcc:build-essential ip:iproute2 ping:iputils-ping iperf3 vde_switch:vde2
 	$(BIN)/python -m benchmarks $(ARGS)
 
+sanitize: $(VENV)/.test
+	@sh tests/native/sanitize.sh $(BIN)/python $(ARGS)
+
+# The wheel is one for all versions: it is tried with those that are named in PYTHONS, too.
+wheel: $(VENV)/.wheel
+	@sh tests/native/wheel.sh $(BIN)/python $(PYTHONS)
+
 clean:
-	rm -rf .venv docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist aiotuntap/_native*.so docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # -- one stamp for each set of packages --------------------------------------------------------------------------------
 
@@ -56,12 +70,25 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { echo 'no venv module: apt-get install python3-venv'; exit 1; }
 	@$(PIP) install --upgrade pip
 
-$(VENV)/.demo: $(VENV)/bin/python pyproject.toml
+# Without a compiler, the engine in Python is installed, which is slower.
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml $(NATIVE)
 	@echo '== installing aiotuntap and uvloop'
 	@$(PIP) install --editable '.[uvloop]'
+	@$(BIN)/python -c 'import aiotuntap._native' 2>/dev/null || echo '== no C extension: aiotuntap runs with its slower engine in Python'
 	@touch $@
 
-$(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.bench: $(VENV)/.%: $(VENV)/bin/python pyproject.toml
+$(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.bench: $(VENV)/.%: $(VENV)/bin/python pyproject.toml $(NATIVE)
 	@echo '== installing aiotuntap and what "make $*" needs'
 	@$(PIP) install --editable '.[all]' --group $*
+	@$(BIN)/python -c 'import aiotuntap._native' 2>/dev/null || echo '== NO C EXTENSION: ONLY THE ENGINE IN PYTHON IS INSTALLED'
+	@touch $@
+
+$(VENV)/.test $(VENV)/.bench: | $(VENV)/.compiler
+
+$(VENV)/.compiler: $(VENV)/bin/python
+	@sh tests/install-programs.sh cc:build-essential $(PYTHON_HEADERS):python3-dev && touch $@ || echo '== continuing without a compiler'
+
+$(VENV)/.wheel: $(VENV)/bin/python pyproject.toml
+	@echo '== installing what "make wheel" needs'
+	@$(PIP) install --group wheel
 	@touch $@

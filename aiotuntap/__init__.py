@@ -1,7 +1,6 @@
 """Asynchronous, multi-queue TUN/TAP for Linux: every queue of an interface is a stream of frames."""
 
-import typing
-
+from ._engine import SlowEngineWarning
 from ._errors import (
     DeviceGoneError,
     InvalidFrameError,
@@ -11,14 +10,11 @@ from ._errors import (
     SetupPermissionError,
     TuntapError,
 )
+from ._offload.header import VnetHeader
 from ._queue import TuntapQueue
+from ._super_frames import coalesce, segment
 from ._tuntap import AsyncTuntap
 from ._types import Change, Counters, Frame, Link, LinkEvent, Mode, Offload, PacketStream, Stats
-from ._offload.header import VnetHeader
-
-if typing.TYPE_CHECKING:
-    from ._offload.coalesce import coalesce
-    from ._offload.segment import segment
 
 __all__ = [
     "AsyncTuntap",
@@ -36,6 +32,7 @@ __all__ = [
     "QueueClosedError",
     "SetupError",
     "SetupPermissionError",
+    "SlowEngineWarning",
     "Stats",
     "TuntapError",
     "TuntapQueue",
@@ -43,16 +40,3 @@ __all__ = [
     "coalesce",
     "segment",
 ]
-
-
-def __getattr__(name: str) -> typing.Any:
-    """These two import numpy, which takes as long as everything else together: when they are asked for."""
-    if name == "segment":
-        from ._offload.segment import segment
-
-        return segment
-    if name == "coalesce":
-        from ._offload.coalesce import coalesce
-
-        return coalesce
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from . import _abi
-from ._errors import SetupError
+from ._errors import SetupError, cannot
 from ._netns import Namespace, enter
 from ._offload.flags import negotiate
 from ._types import Mode, Offload
@@ -49,9 +49,8 @@ class QueueFile:
                 errno.EACCES: "run as root, or let others open it: 'chmod 0666 /dev/net/tun' (the kernel still checks"
                 " who may create or attach)",
                 errno.EPERM: "this sandbox or container forbids the device: allow character device 10:200",
-                errno.EMFILE: "this process has no descriptors left: raise 'ulimit -n'",
             }.get(error.errno or 0, "see 'ls -l /dev/net/tun'")
-            raise SetupError(error.errno, f"cannot open {_abi.NODE}: {error.strerror}; {mend}", _abi.NODE) from error
+            raise cannot(f"open {_abi.NODE}", error, mend) from error
 
     def close(self) -> None:
         """Closes the descriptor. The last one of an interface that is not persistent takes the interface with it."""
@@ -93,14 +92,19 @@ class QueueFile:
 
 def same_interface(one: QueueFile, other: QueueFile) -> bool:
     """Whether two attached files are queues of one interface: names are unique in a namespace, where that is known."""
+    fds: list[int] = []
     try:
         if one.get_ifreq().name != other.get_ifreq().name:
             return False
-        fds = [fd for fd in (one.open_netns(), other.open_netns()) if fd is not None]
-    except OSError:
-        return False
-    try:
+        for file in (one, other):
+            fd = file.open_netns()
+            if fd is not None:
+                fds.append(fd)
         return len({(status.st_dev, status.st_ino) for status in map(os.fstat, fds)}) < 2
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise cannot("compare two queues", error) from error
+        return False
     finally:
         for fd in fds:
             os.close(fd)

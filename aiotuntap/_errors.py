@@ -58,3 +58,23 @@ class SetupError(TuntapError, OSError):
 
 class SetupPermissionError(SetupError, PermissionError):
     """A `SetupError` for want of a privilege; caught as either."""
+
+
+def gone(name: str, number: int = errno.EBADFD) -> DeviceGoneError:
+    """What to raise when the interface *name* was found to be deleted."""
+    return DeviceGoneError(number, f"interface {name!r} is gone: it, or its namespace, was deleted")
+
+
+_REMEDIES = {
+    errno.EMFILE: "this process has no descriptors left: raise 'ulimit -n'",
+    errno.ENFILE: "this machine has no descriptors left: raise 'sysctl fs.file-max'",
+    errno.ENOMEM: "the kernel has no memory left for it: free some, or raise the memory limit of this program's cgroup",
+    errno.ENOBUFS: "the kernel has no memory left for it: free some, or raise the memory limit of this program's cgroup",
+}
+
+
+def cannot(action: str, error: OSError, hint: str = "") -> SetupError:
+    """The SetupError for what stopped *action*, with the way to get what ran out, or else with *hint*."""
+    number = error.errno or 0
+    remedy = _REMEDIES.get(number, hint)
+    return SetupError(number, f"cannot {action}: {error.strerror}{'; ' if remedy else ''}{remedy}")

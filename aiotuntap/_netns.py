@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from ._errors import SetupError
+from ._errors import SetupError, cannot
 
 _CLONE_NEWNET = 0x40000000
 _NAMED = Path("/run/netns")
@@ -38,9 +38,7 @@ def open_namespace(netns: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         hint = "give the path of one that exists" if "/" in netns else f"'ip netns add {netns}' makes it"
-        raise SetupError(
-            error.errno, f"cannot open network namespace {netns!r}: {error.strerror}; {hint}", str(path)
-        ) from error
+        raise cannot(f"open network namespace {netns!r}", error, hint) from error
 
 
 def identity() -> Identity:

@@ -1,8 +1,9 @@
 """One queue of an interface: an asynchronous stream of frames over one descriptor.
 
-Reading. The loop watches the descriptor (level-triggered). One callback moves up to `BATCH` frames into the buffer and
-wakes one reader; a buffer that is full unregisters the descriptor, and the kernel's own ring fills and drops from then
-on. Descriptors are registered with a weak reference, so that the loop does not keep a forgotten interface alive.
+Reading. The loop watches the descriptor (level-triggered). One callback moves up to `BATCH` frames into the buffer, or
+wakes one reader, who reads on by itself; a buffer that is full unregisters the descriptor, and the kernel's own ring
+fills and drops from then on. Descriptors are registered with a weak reference, so that the loop does not keep a
+forgotten interface alive.
 
 Writing. One write(2) is one frame, whole or not at all, and with the default send buffer it never blocks. The loop is
 asked about writability only after EAGAIN: an interface that is up is writable nearly always, and would call back
@@ -18,40 +19,39 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
-from itertools import repeat
-from operator import length_hint
+from threading import get_ident
 from typing import Protocol, TypeVar
 
-from . import _abi
-from ._device import Options, QueueFile
-from ._errors import DeviceGoneError, InvalidFrameError, LinkDownError, QueueClosedError, SetupError
-from ._reader import FrameReader, Turn, fresh
+from . import _abi, _engine
+from ._device import QueueFile
+from ._errors import InvalidFrameError, LinkDownError, QueueClosedError, SetupError, TuntapError, gone
+from ._frames import LOOK, MOST, WRONG_THREAD, write_pieces
+from ._interface import Interface
+from ._reader import FrameReader
 from ._types import Frame, Mode, Stats
 
-# Frames that one callback moves into the buffer while nobody waits for them.
+#: Frames that one callback moves into the buffer while nobody waits for them.
 BATCH = 64
 
-# Frames that one writer may write before the other tasks of the loop get their turn.
-_WRITES_PER_TURN = 256
-
-# Buffers that one writev(2) takes: IOV_MAX.
-_MAX_PIECES = 1024
+# Bytes that are enough for one batch of super-frames: half of what the second-level cache of a processor holds. A batch
+# that does not fit is fetched from memory again to be written. Without offloads a batch is limited by its frames alone.
+_ENOUGH = 1 << 18
+_ANY = 1 << 30
 
 # Seconds after which a writer that waits for room looks again by itself.
 _RECHECK = 0.05
 
+#: What write(2) says of a frame that it refuses. Other frames may pass.
+REFUSED = (errno.EINVAL, errno.EMSGSIZE, errno.EFAULT)
+
+#: What a descriptor says whose interface was deleted; and EBADF, of one that was closed behind our back.
+_GONE = (errno.EBADFD, errno.EBADF)
 
 E = TypeVar("E", bound=Exception)
 
 
 class Owner(Protocol):
     """What a queue knows of the interface object that it belongs to, and keeps alive."""
-
-    @property
-    def name(self) -> str: ...
-
-    def restore(self, file: QueueFile) -> None:
-        """Sets what the kernel sets on the queues of the moment only."""
 
     async def remove_queues(self, *queues: TuntapQueue) -> None: ...
 
@@ -66,43 +66,47 @@ class TuntapQueue(FrameReader):
 
     __slots__ = (
         "_closed",
+        "_engine",
+        "_enough",
         "_fd",
         "_file",
         "_frames_dropped",
         "_frames_read",
         "_frames_refused",
         "_frames_written",
+        "_interface",
         "_max_frame",
-        "_mode",
         "_owner",
+        "_pid",
         "_writers",
-        "_writes",
     )
 
     def __init__(
         self,
         owner: Owner,
+        interface: Interface,
         file: QueueFile,
         loop: asyncio.AbstractEventLoop,
-        options: Options,
         read_buffer: tuple[int, int],
     ) -> None:
         super().__init__(loop, *read_buffer)
         self._owner = owner
-        self._mode = options.mode
-        self._max_frame = options.max_frame
+        self._interface = interface
+        self._engine = _engine.engine
+        self._max_frame = interface.options.max_frame
+        self._enough = _ENOUGH if interface.options.has_header else _ANY
         self._file = file
         #: The same number as in the file, nearer to the hot path; -1 once closed.
         self._fd = file.fd
+        self._pid = os.getpid()
         self._closed = False
         self._writers: deque[asyncio.Future[None]] = deque()
-        self._writes = 0
         self._frames_read = self._frames_written = self._frames_refused = self._frames_dropped = 0
         self._resume()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"fd={self._fd}"
-        return f"<{type(self).__name__} of {self._owner.name!r} {state}>"
+        return f"<{type(self).__name__} of {self._interface.name!r} {state}>"
 
     @property
     def closed(self) -> bool:
@@ -142,82 +146,122 @@ class TuntapQueue(FrameReader):
 
         Raises:
             SetupError: The interface has a single queue (``multi_queue=False``).
-            QueueClosedError, DeviceGoneError: There is nothing to disable any more.
+            QueueClosedError: The queue was closed here.
+            DeviceGoneError: The interface was deleted.
         """
         self._switch(_abi.IFF_DETACH_QUEUE)
 
     async def enable(self) -> None:
-        """Attaches a disabled queue again, as the last in the kernel's order. Errors as for `disable`."""
+        """Attaches a disabled queue again, as the last in the kernel's order. Enabling twice is harmless.
+
+        Raises:
+            SetupError: The interface has a single queue (``multi_queue=False``).
+            QueueClosedError: The queue was closed here.
+            DeviceGoneError: The interface was deleted.
+        """
         self._switch(_abi.IFF_ATTACH_QUEUE)
-        self._owner.restore(self._file)
+        self._interface.restore(self._file)
 
     def _switch(self, flag: int) -> None:
+        self._check_loop()
         try:
             detached = bool(self._file.get_ifreq().flags & _abi.IFF_DETACH_QUEUE)
             if detached == (flag == _abi.IFF_DETACH_QUEUE):
                 return
             self._file.set_ifreq(_abi.TUNSETQUEUE, "", flag)
         except OSError as error:
-            if error.errno in (errno.EBADF, errno.EBADFD):
-                raise self._explain(error) from None
+            if error.errno in _GONE:
+                raise self._failure(error.errno) from None
             raise SetupError(
                 error.errno,
                 "the kernel refuses to detach or attach the queue: it takes an interface opened with multi_queue=True",
             ) from error
 
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            self._wrong_caller()
+
     # -- reading: what FrameReader asks of its source ------------------------------------------------------------------
 
     def _pull(self, limit: int) -> None:
-        frames: list[bytes] = []
-        try:
-            self._read(frames, limit)
-            self._more = True
-        except BlockingIOError:
-            self._more = False
-        except OSError as error:
-            self._read_failed(error)
-        self._buffer += frames
-        self._frames_read += len(frames)
+        while True:
+            frames, number = self._engine.read_batch(self._fd, limit, self._enough)
+            self._keep(frames, number)
+            limit -= len(frames)
+            if number or limit <= 0 or self._enough < _ANY:
+                return
 
-    def _read(self, frames: list[bytes], limit: int) -> None:
-        # A loop in C: extend() keeps what it got when the last read finds the ring empty.
-        frames.extend(map(os.read, repeat(self._fd, limit), repeat(_abi.READ_SIZE)))
+    def _pull_one(self) -> None:
+        frame = self._engine.read_one(self._fd)
+        if isinstance(frame, int):
+            self._keep([], frame)
+        else:
+            self._keep([frame], 0)
+
+    def _keep(self, frames: list[bytes], number: int | BaseException) -> None:
+        """Buffers what was read, and then looks at what stopped the reading: see `_frames.read_batch`."""
+        self._more = True
+        self._frames_read += len(frames)
+        try:
+            self._buffer += frames
+        except MemoryError:
+            # The deque took those in front. What is lost is counted, at least.
+            self._frames_dropped += len(frames)
+            raise
+        if number:
+            if number == errno.EAGAIN:
+                self._more = False
+            elif isinstance(number, BaseException):
+                raise number
+            elif number == errno.ENOMEM:
+                if not frames:
+                    raise MemoryError
+            else:
+                self._read_failed(number)
+
+    def _read_failed(self, number: int) -> None:
+        if number in (errno.EINVAL, errno.EFAULT):
+            # A frame that the kernel cannot hand out: a kind of super-frame that virtio_net_hdr has no name for, or a
+            # header that is too short for it. It is used up, and there may be others behind it.
+            self._frames_dropped += 1
+        else:
+            self._fail(number)
 
     def _on_readable(self) -> None:
-        self._pulls = 0
-        if self._readers:
-            turn = self._readers[0]
-            if not turn.done() and not turn.later:
-                self._answer_reader(turn)
-                return
-        room = self._high - len(self._buffer)
-        if room > 0:
-            self._pull(min(room, BATCH))
-        if len(self._buffer) >= self._high:
-            self._pause()
+        if self._in_line:
+            return
+        if not self._turns.begin():
+            self._line_up()
+            return
+        try:
+            if self._readers:
+                self._answer_reader()
+            else:
+                self._fill()
+        finally:
+            self._turns.pause()
 
-    def _answer_reader(self, turn: Turn) -> None:
+    def _answer_reader(self) -> None:
         """One frame for the reader who waits, and at once: finding out that there is no other takes a read as well."""
         if not self._buffer:
             try:
-                self._buffer.append(os.read(self._fd, _abi.READ_SIZE))
-            except BlockingIOError:
+                self._pull_one()
+            except MemoryError:  # the reader is told, when it tries by itself
+                self._more = True
+            if not self._buffer and not self._more and self._error is None:
                 return
-            except OSError as error:
-                self._read_failed(error)
-                return
-            self._more = True
-            self._frames_read += 1
-        turn.give_now()
+        self._wake_now()
 
-    def _read_failed(self, error: OSError) -> None:
-        if error.errno in (errno.EINVAL, errno.EFAULT):
-            # A frame that the kernel cannot put into words: a kind of super-frame that virtio_net_hdr has no name for,
-            # or a header that is too short for it. It is used up, and there may be others behind it.
-            self._frames_dropped += 1
+    def _fill(self) -> None:
+        room = self._high - len(self._buffer)
+        try:
+            if room > 0 and self._error is None:
+                self._pull(min(room, BATCH))
+        except MemoryError:  # whoever reads next is told, and until then the frames are safe in the kernel
             self._more = True
-        else:
-            self._fail(error)
+            self._pause()
+        if len(self._buffer) >= self._high:
+            self._pause()
 
     def _pause(self) -> None:
         if self._flowing:
@@ -239,36 +283,45 @@ class TuntapQueue(FrameReader):
             InvalidFrameError: The kernel refuses the frame (TAP: shorter than 14 bytes; TUN: neither IPv4 nor IPv6),
                 or it is larger than any frame can be.
             LinkDownError: The interface is down.
-            QueueClosedError, DeviceGoneError: There is nothing to write to any more.
+            QueueClosedError: The queue was closed here.
+            DeviceGoneError: The interface was deleted.
+            RuntimeError: Called from another thread than the one that the queue belongs to.
+            TypeError: It is not a frame.
         """
-        try:
-            self._write(frame)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            raise self._explain(error)  # noqa: B904 - which sets the cause
+        number = self._engine.write_one(self._fd, self._max_frame, self._thread, frame)
+        if number and (number := self._write_closely(number, frame)):
+            if number == errno.EAGAIN:
+                raise BlockingIOError(number, "the send buffer is full: nothing was written")
+            raise self._refusal(number)
         self._frames_written += 1
 
     async def write_frame(self, frame: Frame) -> None:
         """Writes one frame, waiting for room in the send buffer if there is none.
 
-        When cancelled, the frame was not written. Errors are those of `write_frame_nowait`, BlockingIOError excepted.
+        When cancelled, the frame was not written.
+
+        Args:
+            frame: A bytes-like object, or a list or tuple of them that together are one frame.
+
+        Raises:
+            InvalidFrameError: The kernel refuses the frame (TAP: shorter than 14 bytes; TUN: neither IPv4 nor IPv6),
+                or it is larger than any frame can be.
+            LinkDownError: The interface is down.
+            QueueClosedError: The queue was closed here.
+            DeviceGoneError: The interface was deleted.
+            RuntimeError: Called from another thread or event loop than the one that the queue belongs to.
+            TypeError: It is not a frame.
         """
-        if self._writes >= _WRITES_PER_TURN:
-            self._writes = 0
-            await asyncio.sleep(0)
-        self._writes += 1
-        while True:
-            try:
-                if type(frame) is bytes and len(frame) <= self._max_frame:
-                    os.write(self._fd, frame)  # as in _write, without the call
-                else:
-                    self._write(frame)
+        turns = self._turns
+        turns.credit -= 1
+        if turns.credit < 0:
+            await self._more_credit()
+        write_one = self._engine.write_one
+        while number := write_one(self._fd, self._max_frame, self._thread, frame):
+            if not (number := self._write_closely(number, frame)):
                 break
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                raise self._explain(error)  # noqa: B904
+            if number != errno.EAGAIN:
+                raise self._refusal(number)
             await self._wait_writable()
         self._frames_written += 1
 
@@ -278,104 +331,166 @@ class TuntapQueue(FrameReader):
         What the kernel refuses is left out and reported when the rest is written. When cancelled, each frame was
         written whole or not at all, in order up to some point.
 
+        Args:
+            frames: Each a bytes-like object, or a list or tuple of them that together are one frame.
+
         Raises:
             InvalidFrameError: Some frames were refused: ``indexes`` says which. All others were written.
-            LinkDownError, QueueClosedError, DeviceGoneError: Writing ended at once; a note on the exception says where.
+            LinkDownError: The interface is down. Writing ended at once; a note on the exception says where.
+            QueueClosedError: The queue was closed here. The note says where writing ended.
+            DeviceGoneError: The interface was deleted. The note says where writing ended.
+            RuntimeError: Called from another thread or event loop than the one that the queue belongs to.
+            TypeError: One of them is not a frame. The note says which.
         """
+        if get_ident() != self._thread:
+            self._wrong_caller()
         batch = as_batch(frames)
-        plain = self._is_plain(batch)
         refused: dict[int, InvalidFrameError] = {}
         index = 0
         while index < len(batch):
-            if self._writes >= _WRITES_PER_TURN:
-                self._writes = 0
-                await asyncio.sleep(0)
-            run = batch if len(batch) <= _WRITES_PER_TURN and not index else batch[index : index + _WRITES_PER_TURN]
-            pending = iter(run)
-            try:
-                # As when reading, a loop in C; the iterator knows afterwards how far it got.
-                sum(map(os.write, repeat(self._fd), pending) if plain else map(self._write, pending))  # type: ignore[arg-type]
-            except (OSError, InvalidFrameError, TypeError, BufferError) as error:
-                failure: Exception = error
-                written = len(run) - length_hint(pending) - 1
-            else:
-                self._writes += len(run)
-                self._frames_written += len(run)
-                index += len(run)
-                continue
-            self._writes += written + 1
+            if self._turns.credit <= 0:
+                await self._more_credit()
+            written, number = self._engine.write_batch(self._fd, self._max_frame, index, MOST, batch)
+            self._turns.credit -= written + 1
             self._frames_written += written
             index += written
-            if isinstance(failure, BlockingIOError):
-                await self._wait_writable()
+            if not number:
                 continue
-            if isinstance(failure, TypeError) and plain:
-                plain = False  # a frame in pieces, perhaps: from here on one by one
-                continue
-            if isinstance(failure, OSError):
-                failure = self._explain(failure)
-            if not isinstance(failure, InvalidFrameError):
-                failure.add_note(f"frame {index} of {len(batch)} and those after it were not written")
-                if refused:
-                    failure.add_note(f"of those before it, the kernel refused {list(refused)}")
-                raise failure
-            refused[index] = failure
-            index += 1
+            try:
+                if not (number := self._write_closely(number, batch[index])):
+                    self._frames_written += 1
+                    index += 1
+                    continue
+                if number == errno.EAGAIN:
+                    await self._wait_writable()
+                    continue
+                raise self._refusal(number)
+            except InvalidFrameError as error:
+                refused[index] = error
+                index += 1
+            except (TuntapError, OSError, TypeError, BufferError) as error:
+                note_end(error, len(batch), range(index, len(batch)), refused)
+                raise
         report(refused, len(batch))
 
-    def _is_plain(self, batch: Sequence[Frame]) -> bool:
-        """Whether none of the frames can be too large, so that write(2) may have them without another look.
+    def write_frames_nowait(self, frames: Iterable[Frame]) -> int:
+        """Writes frames from the front, in order, as far as that goes without waiting.
 
-        The unit of len() may be wider than a byte, in an array of numbers up to 16 bytes.
+        Returns:
+            How many were taken: all of them, unless the send buffer is full. A frame that is refused was not taken, and
+            neither were those behind it; it raises when it is the first one.
+
+        Raises:
+            InvalidFrameError: The kernel refuses the first frame.
+            LinkDownError: The interface is down.
+            QueueClosedError: The queue was closed here.
+            DeviceGoneError: The interface was deleted.
+            RuntimeError: Called from another thread than the one that the queue belongs to.
+            TypeError: The first one is not a frame.
         """
+        if get_ident() != self._thread:
+            self._wrong_caller()
+        batch = as_batch(frames)
+        index = 0
+        while index < len(batch):
+            written, number = self._engine.write_batch(self._fd, self._max_frame, index, MOST, batch)
+            self._frames_written += written
+            index += written
+            if number == LOOK and not (index and self._is_wrong(batch[index])):
+                number = self._write_closely(number, batch[index])
+                if not number:
+                    self._frames_written += 1
+                    index += 1
+            if number:
+                if number != errno.EAGAIN and not index:
+                    raise self._refusal(number)
+                break
+        return index
+
+    def _is_wrong(self, frame: Frame) -> bool:
+        """Whether writing raises whatever the kernel says of the frame."""
         try:
-            longest = len(max(batch, key=len, default=b""))
+            return not 0 < size_of(frame) <= self._max_frame
         except TypeError:
-            return False
-        if longest * 16 <= self._max_frame:
             return True
-        return longest <= self._max_frame and set(map(type, batch)) <= {bytes, bytearray}
 
-    def _write(self, frame: Frame) -> int:
-        """Writes one frame now and returns its size in bytes. OSError comes as the kernel says it."""
-        if type(frame) is bytes or type(frame) is bytearray:
-            size = len(frame)
-            if size <= self._max_frame:
-                return os.write(self._fd, frame)
-        else:
-            size = size_of(frame)
-            if 0 < size <= self._max_frame:
-                if not isinstance(frame, (list, tuple)):
-                    return os.write(self._fd, frame)  # type: ignore[arg-type]
-                return os.writev(self._fd, frame if len(frame) <= _MAX_PIECES else [b"".join(frame)])
-        raise self._wrong_size(size, self._max_frame)
+    def _write_closely(self, number: int, frame: Frame) -> int:
+        """Writes a frame that the engine did not try, if it can be. Returns 0 or the ``errno``, as the engine's *number*.
 
-    def _wrong_size(self, size: int, largest: int) -> InvalidFrameError:
-        self._frames_refused += 1
-        return InvalidFrameError(f"a frame of {size} bytes: from 1 to {largest}, the largest of this interface")
-
-    def _explain(self, error: OSError) -> Exception:
-        """What an error of read(2) or write(2) means on this queue."""
-        number = error.errno
+        Raises for what is not a frame, for a size that no frame has, and for a caller from another thread.
+        """
+        if number == WRONG_THREAD:
+            self._wrong_caller()
+        if number != LOOK:
+            return number
+        size = size_of(frame)
         if self._closed:
-            return _caused(QueueClosedError(f"this queue of {self._owner.name!r} is closed"), error)
-        if number in (errno.EBADFD, errno.EBADF):
-            self._fail(error)
-            return _caused(fresh(self._error), error)
-        if number == errno.EIO:
-            return _caused(LinkDownError(number, f"interface {self._owner.name!r} is down: nothing was written"), error)
-        if number in (errno.EINVAL, errno.EMSGSIZE, errno.EFAULT):
+            return errno.EBADF
+        if not 0 < size <= self._max_frame:
+            raise self._wrong_size(size)
+        return write_pieces(self._fd, frame if isinstance(frame, (list, tuple)) else [frame])  # type: ignore[list-item]
+
+    def _wrong_size(self, size: int) -> InvalidFrameError:
+        """What to raise for a frame that no interface can have. Counts it."""
+        self._frames_refused += 1
+        largest = self._interface.options.max_frame
+        return InvalidFrameError(
+            f"a frame of {size} bytes: on this interface it must have 1 to {largest}, and {self._frame_rule()}"
+        )
+
+    async def _more_credit(self) -> None:
+        """Lets others run, if writers have written for as long as they may."""
+        self._check_loop()
+        if not self._turns.extend():
+            await self._turns.next(self._loop)
+
+    def _refusal(self, number: int) -> Exception:
+        """What to raise for the ``errno`` of write(2), EAGAIN excepted. Counts the frame where it is the frame's fault."""
+        if number in _GONE and not self._closed:
+            self._fail(number)
+        error = self._failure(number)
+        if isinstance(error, InvalidFrameError):
             self._frames_refused += 1
-            rule = (
-                "a TAP frame has an Ethernet header of 14 bytes"
-                if self._mode is Mode.TAP
-                else "a TUN frame starts with an IPv4 or IPv6 header"
-            )
-            return _caused(InvalidFrameError(f"the kernel refuses the frame ({error.strerror}): {rule}"), error)
         return error
+
+    def _failure(self, number: int) -> Exception:
+        """What an ``errno`` of this queue means."""
+        cause = OSError(number, os.strerror(number))
+        name = self._interface.name
+        if self._closed:
+            return _caused(QueueClosedError(f"this queue of {name!r} is closed"), cause)
+        if number in _GONE:
+            return _caused(gone(name, number), cause)
+        if number == errno.EIO:
+            return _caused(
+                LinkDownError(
+                    number, f"interface {name!r} is down: nothing was written; configure(up=True) sets it up"
+                ),
+                cause,
+            )
+        if number in REFUSED:
+            return _caused(
+                InvalidFrameError(f"the kernel refuses the frame ({cause.strerror}): {self._frame_rule()}"), cause
+            )
+        return cause
+
+    def _frame_rule(self) -> str:
+        """What a frame of this interface begins with."""
+        options = self._interface.options
+        if options.vnet_header:
+            return (
+                f"with vnet_header=True a frame begins with a virtio_net_hdr of {options.vnet_header_size} bytes"
+                " (VnetHeader.pack) that fits the frame behind it"
+            )
+        if options.packet_info:
+            return "with packet_info=True a frame begins with 4 bytes of flags and Ethernet protocol"
+        if options.mode is Mode.TAP:
+            return "a TAP frame begins with an Ethernet header of 14 bytes"
+        return "a TUN frame begins with an IPv4 or IPv6 header"
 
     async def _wait_writable(self) -> None:
         """Returns when another try may succeed, or fail for good."""
+        self._check_loop()
         turn = self._loop.create_future()
         if not self._writers:
             self._loop.add_writer(self._fd, _on_writable, weakref.ref(self))
@@ -409,15 +524,11 @@ class TuntapQueue(FrameReader):
         if self._writers:
             self._loop.remove_writer(self._fd)
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, number: int) -> None:
         """The kernel took the interface away. The descriptor would report an error for ever: stop watching it."""
         if self._error is None:
             self._unregister()
-            self._end(
-                DeviceGoneError(
-                    error.errno, f"interface {self._owner.name!r} is gone: it, or its namespace, was deleted"
-                )
-            )
+            self._end(gone(self._interface.name, number))
             self._wake_writers()
 
     def _release(self) -> QueueFile:
@@ -427,12 +538,14 @@ class TuntapQueue(FrameReader):
         descriptor lives, and that keeps it spinning.
         """
         self._closed = True
-        self._unregister()
-        file, self._fd = self._file, -1
-        self._file = QueueFile(-1)
-        self._buffer.clear()
-        self._end(QueueClosedError(f"this queue of {self._owner.name!r} is closed"))
-        self._wake_writers()
+        file = self._file
+        if os.getpid() == self._pid:  # a forked child shares the loop's epoll instance, and must leave it alone
+            self._unregister()
+            self._fd = -1
+            self._file = QueueFile(-1)
+            self._buffer.clear()
+            self._end(QueueClosedError(f"this queue of {self._interface.name!r} is closed"))
+            self._wake_writers()
         return file
 
 
@@ -473,6 +586,13 @@ def report(refused: dict[int, InvalidFrameError], count: int) -> None:
             f"{len(refused)} of {count} frames were refused; the first is number {first}: {refused[first]}",
             tuple(sorted(refused)),
         ) from refused[first]
+
+
+def note_end(error: Exception, count: int, left: Sequence[int], refused: dict[int, InvalidFrameError]) -> None:
+    """Says on *error* which frames of a batch of *count* it kept from being written."""
+    error.add_note(f"{len(left)} of {count} frames were not written; the first is number {min(left)}")
+    if refused:
+        error.add_note(f"of the others, these were refused: {sorted(refused)}")
 
 
 def size_of(frame: Frame) -> int:

@@ -12,67 +12,19 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Callable
-from contextvars import Context
-from typing import Any, Self
+from threading import get_ident
+from time import monotonic
+from typing import NoReturn, Self
 
 from ._errors import QueueClosedError
+from ._turns import Turn, turns_of
+from ._types import Owning
 
 #: Frames that `read_frames` returns at most unless told otherwise.
 DEFAULT_LIMIT = 128
 
-# Times that readers may go to the source by themselves before the other tasks of the loop get a turn. Each time brings
-# 128 frames or so: about a millisecond of work for a forwarder.
-_PULLS_PER_TURN = 4
 
-
-class Turn(asyncio.Future[None]):
-    """What one reader waits on. Unlike any future, it can resume its task without another trip around the loop.
-
-    When a future gets its result, the loop schedules the task for its next iteration and polls once more before that:
-    a fifth of the time from a frame's arrival to its answer. A callback of the loop, in which no task is running, may
-    run the one that waits directly instead. So the task's own callback is kept here and not in the future.
-    """
-
-    _callback: Callable[[Any], object] | None = None
-    _context: Context | None = None
-    #: The reader has had its share, and others of the loop go first: no frame gives it its turn earlier.
-    later = False
-
-    def add_done_callback(self, fn: Callable[[Any], object], /, *, context: Context | None = None) -> None:
-        self._callback = fn
-        self._context = context
-        if self.done():
-            self._schedule()
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        cancelled = super().cancel(msg)
-        if cancelled:
-            self._schedule()
-        return cancelled
-
-    def give(self) -> None:
-        """The task runs at the loop's next opportunity."""
-        if not self.done():
-            self.set_result(None)
-            self._schedule()
-
-    def give_now(self) -> None:
-        """The task runs before this returns. For callbacks of the loop only, never from within a task."""
-        if self.done():
-            return
-        self.set_result(None)
-        if self._callback is not None and self._context is not None:
-            self._context.run(self._callback, self)
-        else:
-            self._schedule()
-
-    def _schedule(self) -> None:
-        if self._callback is not None and not self.get_loop().is_closed():
-            self.get_loop().call_soon(self._callback, self, context=self._context)
-
-
-class FrameReader:
+class FrameReader(Owning):
     """A bounded buffer of frames with a line of readers in front of it."""
 
     __slots__ = (
@@ -82,28 +34,33 @@ class FrameReader:
         "_error",
         "_flowing",
         "_high",
+        "_in_line",
         "_loop",
         "_low",
         "_more",
-        "_pulls",
         "_readers",
+        "_thread",
+        "_turns",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, high: int, low: int) -> None:
         self._loop = loop
+        self._thread = get_ident()
+        self._turns = turns_of(loop)
         self._high = high
         self._low = low
         self._batch = min(high, DEFAULT_LIMIT)
         self._buffer: deque[bytes] = deque()
         #: Futures of those who wait, in the order they asked. One leaves only when its task runs again.
         self._readers: deque[Turn] = deque()
+        #: Whether the stream waits for its turn among all streams of the loop.
+        self._in_line = False
         #: Set once nothing more can come; raised to readers when the buffer is empty.
         self._error: Exception | None = None
         #: Whether the source fills the buffer by itself.
         self._flowing = False
         #: Whether the source may have more frames: it had when it was last asked, or was asked for one only.
         self._more = False
-        self._pulls = 0
 
     # -- for the source ------------------------------------------------------------------------------------------------
 
@@ -118,13 +75,38 @@ class FrameReader:
     def _wake_reader(self) -> None:
         """Gives the turn to whoever asked first, if there is something to take."""
         if self._readers and (self._buffer or self._error is not None):
-            self._readers[0].give()
+            self._line_up()
+
+    def _line_up(self) -> None:
+        if not self._in_line and not self._loop.is_closed():
+            self._in_line = True
+            self._turns.join(self._loop, self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._in_line = False
+        if self._readers:
+            self._wake_now()
+        else:
+            self._fill()
+
+    def _wake_now(self) -> None:
+        """The first reader's task runs before this returns. For callbacks of the loop."""
+        if self._readers:
+            self._readers[0].give_now()
+
+    def _fill(self) -> None:
+        """Nobody waits: a source that is asked for its frames puts some into the buffer."""
 
     def _end(self, error: Exception) -> None:
         """No more frames will come. Readers get what is buffered, then *error*."""
         self._error = error
         self._more = False
-        self._wake_reader()
+        if self._readers:
+            self._readers[0].give()
+
+    def _wrong_caller(self) -> NoReturn:
+        """Called from a thread that is not the loop's, or from another loop."""
+        raise_wrong_caller(self._loop, self._thread, f"a {type(self).__name__}")
 
     # -- for readers ---------------------------------------------------------------------------------------------------
 
@@ -137,7 +119,10 @@ class FrameReader:
         Raises:
             QueueClosedError: The queue was closed here, before or meanwhile.
             DeviceGoneError: The interface is gone; raised after the last frame that had been read from it.
+            RuntimeError: Called from another thread or event loop than the one that the queue belongs to.
         """
+        if get_ident() != self._thread:
+            self._wrong_caller()
         if self._readers or not self._buffer:
             await self._wait_frames(self._batch)
         frame = self._buffer.popleft()
@@ -150,14 +135,63 @@ class FrameReader:
     async def read_frames(self, limit: int = DEFAULT_LIMIT) -> list[bytes]:
         """Waits for at least one frame and returns all that are there, in order, *limit* at most.
 
-        This is the fast way: what one frame costs on top of the system call falls to nearly nothing. Cancelling loses
-        no frame; errors are those of `read_frame`.
+        This is the fast way: what one frame costs on top of the system call falls to nearly nothing. With offloads, a
+        batch also ends when it has 256 KiB. Cancelling loses no frame.
+
+        Raises:
+            QueueClosedError: The queue was closed here, before or meanwhile.
+            DeviceGoneError: The interface is gone; raised after the last frame that had been read from it.
+            RuntimeError: Called from another thread or event loop than the one that the queue belongs to.
+            ValueError: *limit* is not a whole number of at least 1.
         """
-        if not isinstance(limit, int) or limit < 1:
-            raise ValueError(f"limit {limit!r}: a whole number, at least 1")
-        limit = min(limit, sys.maxsize)
+        limit = check_limit(limit)
+        if get_ident() != self._thread:
+            self._wrong_caller()
         if self._readers or not self._buffer:
             await self._wait_frames(limit)
+        return self._take(limit)
+
+    def read_frame_nowait(self) -> bytes:
+        """Returns a frame that is there already, in the buffer or in the kernel.
+
+        Raises:
+            BlockingIOError: There is none, or other tasks are waiting for it already.
+            QueueClosedError: The queue was closed here.
+            DeviceGoneError: The interface is gone; raised after the last frame that had been read from it.
+            RuntimeError: Called from another thread than the one that the queue belongs to.
+        """
+        self._ask(1)
+        frame = self._buffer.popleft()
+        if not self._flowing and len(self._buffer) <= self._low:
+            self._resume()
+        return frame
+
+    def read_frames_nowait(self, limit: int = DEFAULT_LIMIT) -> list[bytes]:
+        """Returns the frames that are there already, in the buffer or in the kernel: at least one, *limit* at most.
+
+        Raises:
+            BlockingIOError: There is none, or other tasks are waiting for it already.
+            QueueClosedError: The queue was closed here.
+            DeviceGoneError: The interface is gone; raised after the last frame that had been read from it.
+            RuntimeError: Called from another thread than the one that the queue belongs to.
+            ValueError: *limit* is not a whole number of at least 1.
+        """
+        limit = check_limit(limit)
+        self._ask(limit)
+        return self._take(limit)
+
+    def __aiter__(self) -> Self:
+        """Frames as they come, until the queue is closed here. Raises DeviceGoneError when the interface goes away."""
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self.read_frame()
+        except QueueClosedError:
+            raise StopAsyncIteration from None
+
+    def _take(self, limit: int) -> list[bytes]:
+        """Up to *limit* frames out of the buffer, which has one at least, and out of the source."""
         buffer = self._buffer
         if self._more and len(buffer) < limit:
             self._pull(limit - len(buffer))
@@ -172,43 +206,27 @@ class FrameReader:
             self._wake_reader()
         return frames
 
-    def read_frame_nowait(self) -> bytes:
-        """Returns a frame that is there already, in the buffer or in the kernel.
-
-        Raises:
-            BlockingIOError: There is none, or other tasks are waiting for it already.
-            QueueClosedError, DeviceGoneError: As for `read_frame`.
-        """
+    def _ask(self, limit: int) -> None:
+        """Fills the buffer without waiting, or raises what there is to say when that fails."""
+        if get_ident() != self._thread:
+            self._wrong_caller()
         if not self._buffer and not self._readers and self._error is None:
-            self._pull(1)
+            self._pull(limit)
         if self._readers or not self._buffer:
             if self._error is not None:
                 raise fresh(self._error)
             raise BlockingIOError("no frame to read now")
-        frame = self._buffer.popleft()
-        if not self._flowing and len(self._buffer) <= self._low:
-            self._resume()
-        return frame
-
-    def __aiter__(self) -> Self:
-        """Frames as they come, until the queue is closed here. Raises DeviceGoneError when the interface goes away."""
-        return self
-
-    async def __anext__(self) -> bytes:
-        try:
-            return await self.read_frame()
-        except QueueClosedError:
-            raise StopAsyncIteration from None
 
     async def _wait_frames(self, wanted: int) -> None:
         """Returns when the buffer is not empty and everyone who asked earlier has been served.
 
-        A source that may have more is asked directly, *wanted* frames at a time: a callback and a task switch cost as
-        much as ten frames. Every few times the loop goes round first, so that others get to run.
+        A source that may have more is asked directly, *wanted* frames at a time, as long as the slice of time lasts: a
+        callback and a task switch cost as much as ten frames.
         """
+        if asyncio.get_running_loop() is not self._loop:
+            self._wrong_caller()
         first = not self._readers
-        if first and self._more and self._pulls < _PULLS_PER_TURN:
-            self._pulls += 1
+        if first and self._more and monotonic() < self._turns.until:
             self._pull(wanted)
             if self._buffer:
                 return
@@ -216,26 +234,45 @@ class FrameReader:
             raise fresh(self._error)
         turn = Turn(loop=self._loop)
         self._readers.append(turn)
-        if first and self._more:
-            self._pulls = 0
-            turn.later = True
-            self._loop.call_soon(turn.give_now)
-        while True:
-            try:
+        try:
+            if first and self._more:
+                self._line_up()
+            if not self._flowing:
+                self._resume()
+            while True:
                 await turn
-            except BaseException:  # cancelled, or the coroutine is closed: it must not stay in the line
-                self._readers.remove(turn)
-                self._wake_reader()
-                raise
-            if not self._buffer and self._more:
-                self._pull(wanted)
-            if self._buffer or self._error is not None:
-                break
-            turn = self._readers[0] = Turn(loop=self._loop)
+                if not self._buffer and self._more:
+                    self._pull(wanted)
+                if self._buffer or self._error is not None:
+                    break
+                turn = self._readers[0] = Turn(loop=self._loop)
+        except BaseException:  # cancelled, the coroutine is closed, or no memory: it must not stay in the line
+            self._readers.remove(turn)
+            self._wake_reader()
+            raise
         self._readers.popleft()
         if not self._buffer:
             self._wake_reader()
             raise fresh(self._error)
+
+
+def check_limit(limit: int) -> int:
+    """A limit on frames, as a number that C code takes too."""
+    if not isinstance(limit, int) or limit < 1:
+        raise ValueError(f"limit must be a whole number of at least 1, not {limit!r}")
+    return min(limit, sys.maxsize)
+
+
+def raise_wrong_caller(loop: asyncio.AbstractEventLoop, thread: int, what: str) -> NoReturn:
+    """Raises the RuntimeError that names where something belongs and where it was called."""
+    try:
+        running: object = asyncio.get_running_loop()
+    except RuntimeError:
+        running = "no event loop"
+    raise RuntimeError(
+        f"{what} belongs to {loop!r} in thread {thread}, and was called from {running!r} in thread {get_ident()}: use"
+        " loop.call_soon_threadsafe or asyncio.run_coroutine_threadsafe from elsewhere"
+    )
 
 
 def fresh(error: Exception | None) -> Exception:

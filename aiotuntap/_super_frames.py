@@ -1,37 +1,66 @@
-"""A queue of super-frames that are passed through, and what frames of 64 KiB ask of memory."""
+"""`segment` and `coalesce` for users: what the engine that runs makes of frames."""
 
 from __future__ import annotations
 
-from ._queue import TuntapQueue
+from collections.abc import Iterable
 
-# Frames that are read before their sizes are looked at, and bytes that are enough for one batch: half of what the
-# second-level cache of a processor holds. A batch that does not fit is fetched from memory again to be written.
-_STEP = 8
-_ENOUGH = 1 << 18
-
-# Larger than all frames of a batch together. See `keep_freed_memory`.
-_BLOCK = 16 << 20
+from . import _engine
+from ._offload import segment as reference
+from ._offload.header import HEADER_SIZE, check_size
+from ._types import Buffer, Mode, Offload
 
 
-class SuperFrameQueue(TuntapQueue):
-    """As any `TuntapQueue`; a batch is limited by its size as well."""
+def segment(frame: Buffer, mode: Mode | str, *, header_size: int = HEADER_SIZE) -> list[bytes]:
+    """Turns a frame as the kernel hands it out with ``vnet_header=True`` into plain frames, ready for any wire.
 
-    __slots__ = ()
+    A super-frame is cut as its header says (TCP and UDP over IPv4 and IPv6, with extension headers, options and up to
+    two VLAN tags), and each segment gets its own lengths, identification, sequence number, flags and checksums. Any
+    other frame comes back alone, its checksum completed where the header asks for it. See segmentation-offloads.rst in
+    the kernel's documentation.
 
-    def _read(self, frames: list[bytes], limit: int) -> None:
-        while limit > 0:
-            super()._read(frames, min(limit, _STEP))
-            limit -= _STEP
-            if sum(map(len, frames)) >= _ENOUGH:
-                break
+    Args:
+        frame: The virtio_net_hdr and the frame behind it.
+        mode: Of the interface that it comes from.
+        header_size: Bytes of the virtio_net_hdr: 10, or 24 with the offloads for UDP tunnels.
 
-
-def keep_freed_memory() -> None:
-    """Makes the C library keep what is freed after a batch, for the next one.
-
-    By default glibc gives memory back to the kernel as soon as 128 KiB are free at the end of the heap, and gets them
-    back page fault by page fault: a third of what a super-frame costs. When a larger block than ever is freed, it
-    learns that this program needs such blocks, and keeps up to twice as much: see M_TRIM_THRESHOLD in mallopt(3). The
-    block itself is never touched, and so costs no memory.
+    Raises:
+        InvalidFrameError: Header and frame do not hold together, or it is a kind that is not segmented here: legacy
+            UFO, or a super-frame inside a tunnel. Or its segments would have more than 16 MiB of headers.
     """
-    bytes(_BLOCK)
+    mode = Mode(mode)
+    check_size(header_size)
+    frames = _engine.engine.segment(frame, mode is Mode.TAP, header_size)
+    if frames is None:  # the reference says why
+        frames = reference.segment(frame, mode, header_size=header_size)
+    return frames
+
+
+def coalesce(
+    frames: Iterable[Buffer],
+    mode: Mode | str,
+    *,
+    offload: Offload = Offload.ALL,
+    header_size: int = HEADER_SIZE,
+) -> list[bytes]:
+    """Turns plain frames into frames as the kernel takes them with ``vnet_header=True``, with runs of one flow merged.
+
+    A super-frame stands for up to 64 consecutive TCP or UDP frames of one flow, of one size but for the last, that the
+    kernel can split again into the same frames. Anything else goes alone and as it came: a frame whose checksum is
+    wrong, a fragment, one with other options, flags or TTL than those before, one with headers of more than 256 bytes.
+    The order within each flow stays, and super-frames are in the order of their first frames.
+
+    Args:
+        frames: Without a header, in order.
+        mode: Of the interface that they go to.
+        offload: What may be merged: TSO4, TSO6, USO4, USO6.
+        header_size: Bytes of the virtio_net_hdr in front of each result.
+    """
+    tap = Mode(mode) is Mode.TAP
+    check_size(header_size)
+    plain = frames if isinstance(frames, (list, tuple)) else list(frames)
+    merged = _engine.engine.coalesce(plain, tap, offload.value, header_size)
+    if merged is None:  # not all of them are plain memory
+        plain = [bytes(memoryview(frame)) for frame in plain]
+        merged = _engine.engine.coalesce(plain, tap, offload.value, header_size)
+    assert merged is not None
+    return merged

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from ._errors import SetupError
@@ -22,8 +23,8 @@ async def run_in_thread(
 ) -> T:
     """Runs *work* on a new thread and waits for it to end, in every case.
 
-    Cancelling takes effect once *work* is over: its result is then handed to *undo*, on a thread as well, so that
-    nothing is still going on, and nothing leaks, when CancelledError is raised.
+    Cancelling, once or again and again, takes effect when *work* is over: its result is then handed to *undo*, on a
+    thread as well, so that nothing is still going on, and nothing leaks, when CancelledError is raised.
 
     Args:
         work: Called on the thread.
@@ -33,8 +34,44 @@ async def run_in_thread(
     Raises:
         SetupError: No thread can be had.
     """
-    loop = asyncio.get_running_loop()
     job = _Job(work, undo)
+    try:
+        cancelled = await outlast(_start(job.run, job.discard, or_here), job.abandon)
+    except BaseException:  # the coroutine is closed, with a loop that will not run again
+        job.discard()
+        raise
+    if cancelled is None:
+        return job.result()
+    if job.has_result:  # it had come before the cancellation, and so the thread did not undo it
+        await outlast(_start(job.take_back, _nothing, or_here=True), _nothing)
+    raise cancelled
+
+
+async def outlast(done: asyncio.Future[None], on_cancel: Callable[[], object]) -> asyncio.CancelledError | None:
+    """Waits for *done* through any number of cancellations, and returns the last of them for the caller to raise.
+
+    Args:
+        done: What to wait for. Its result does not matter.
+        on_cancel: Called at the first cancellation.
+    """
+    cancelled = None
+    while not done.done():
+        try:
+            await asyncio.wait([done])
+        except asyncio.CancelledError as error:
+            if cancelled is None:
+                on_cancel()
+            cancelled = error
+    return cancelled
+
+
+def _nothing() -> None:
+    pass
+
+
+def _start(work: Callable[[], object], if_closed: Callable[[], object], or_here: bool) -> asyncio.Future[None]:
+    """Calls *work*, which raises nothing, on a new thread. *if_closed*: when nobody can be told, the loop being closed."""
+    loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
     def finish() -> None:
@@ -42,35 +79,22 @@ async def run_in_thread(
             done.set_result(None)
 
     def body() -> None:
-        job.run()
+        work()
         try:
             loop.call_soon_threadsafe(finish)
         except RuntimeError:  # the loop was closed meanwhile
-            job.abandon()
+            if_closed()
 
     try:
         threading.Thread(target=body, name="aiotuntap-setup").start()
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not or_here:
             raise SetupError(
                 errno.EAGAIN, "cannot start a thread for it: raise the limit of processes ('ulimit -u', or pids.max)"
             ) from error
-        body()
-
-    cancelled: asyncio.CancelledError | None = None
-    try:
-        while not done.done():
-            try:
-                await asyncio.wait([done])
-            except asyncio.CancelledError as error:
-                cancelled = error
-    except BaseException:  # the coroutine is closed, with a loop that will not run again
-        job.abandon()
-        raise
-    if cancelled is not None:
-        await run_in_thread(job.abandon, or_here=True)
-        raise cancelled
-    return job.result()
+        work()
+        finish()
+    return done
 
 
 class _Job(Generic[T]):
@@ -90,16 +114,32 @@ class _Job(Generic[T]):
         except BaseException as error:  # noqa: BLE001 - raised again by result()
             self._errors.append(error)
             return
-        self._results.append(result)
-        if self._abandoned:
-            self.abandon()
+        with self._lock:
+            self._results.append(result)
+            abandoned = self._abandoned
+        if abandoned:
+            self.take_back()
+
+    @property
+    def has_result(self) -> bool:
+        return bool(self._results)
 
     def abandon(self) -> None:
-        self._abandoned = True
+        """Nobody waits for the result any more: when it comes, it is undone where it comes."""
+        with self._lock:
+            self._abandoned = True
+
+    def take_back(self) -> None:
+        """Undoes the result, if there is one that nobody took."""
         with self._lock:
             results, self._results = self._results, []
         if results and self._undo is not None:
-            self._undo(results[0])
+            with suppress(Exception):  # there is nobody to tell
+                self._undo(results[0])
+
+    def discard(self) -> None:
+        self.abandon()
+        self.take_back()
 
     def result(self) -> T:
         if self._errors:

@@ -1,35 +1,38 @@
-"""A queue with offloads that its user does not see: super-frames towards the kernel, ordinary frames on this side.
-
-Imports numpy, which takes its time: from a thread.
-"""
+"""A queue with offloads that its user does not see: super-frames towards the kernel, ordinary frames on this side."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import errno
 from collections.abc import Iterable, Sequence
+from threading import get_ident
+from time import monotonic
 
-from . import _abi
-from ._offload.coalesce import MERGEABLE, Merged, merge
-from ._device import Options, QueueFile
+from ._device import QueueFile
+from ._engine import Merged
 from ._errors import InvalidFrameError, TuntapError
-from ._queue import BATCH, Owner, TuntapQueue, as_batch, report, size_of
-from ._reader import Turn
-from ._offload.segment import segment
-from ._types import Frame, Offload, Stats
+from ._frames import LOOK, MOST
+from ._interface import Interface
+from ._offload.coalesce import MERGEABLE
+from ._queue import BATCH, REFUSED, Owner, TuntapQueue, as_batch, note_end, report, size_of
+from ._types import Frame, Mode, Stats
 
-# Frames that `write_frames` merges and writes before the other tasks of the loop get a turn.
-_WRITES_PER_TURN = 512
+# Frames that `write_frames` merges at a time.
+_PART = 512
+
+# Seconds for which a kind of super-frame is not merged that the kernel refused.
+_PAUSE = 1.0
 
 
 class TransparentQueue(TuntapQueue):
-    """As any `TuntapQueue`, but slower with single frames and many times faster with streams of TCP and UDP.
+    """As any `TuntapQueue`, but many times faster with streams of TCP and UDP, and slower with single frames.
 
-    What is read is segmented and has complete checksums; a frame from the kernel that does not hold together is dropped
-    and counted. The buffer may be larger than asked for by one super-frame.
+    What is read is segmented and has complete checksums; a frame from the kernel that is invalid is dropped and
+    counted. The buffer may be larger than asked for by one super-frame.
 
     `write_frames` merges runs of one flow within what it is given: give it many frames at once. The order of frames is
-    kept within each flow. If the kernel refuses a super-frame but takes its frames, that kind is merged no more.
+    kept within each flow. If the kernel refuses a super-frame but takes its frames, that kind is not merged for a
+    second.
     """
 
     __slots__ = (
@@ -37,29 +40,34 @@ class TransparentQueue(TuntapQueue):
         "_header",
         "_left_behind",
         "_merging",
+        "_retry_at",
         "_segments_made",
         "_super_frames_read",
         "_super_frames_refused",
         "_super_frames_written",
+        "_tap",
     )
 
     def __init__(
         self,
         owner: Owner,
+        interface: Interface,
         file: QueueFile,
         loop: asyncio.AbstractEventLoop,
-        options: Options,
         read_buffer: tuple[int, int],
     ) -> None:
+        options = interface.options
         #: In front of a frame in which nothing is left undone.
         self._header = bytes(options.vnet_header_size)
-        #: The offloads for which frames are merged.
-        self._merging = options.offload & MERGEABLE
+        self._tap = options.mode is Mode.TAP
+        #: The offloads for which frames are merged now; all that can be, but for those refused before `_retry_at`.
+        self._merging = (options.offload & MERGEABLE).value
+        self._retry_at = 0.0
         #: Frames in the super-frame that the last `_pull` left to the next one, as far as that can be guessed; or 0.
         self._left_behind = 0
         self._super_frames_read = self._segments_made = 0
         self._super_frames_written = self._frames_coalesced = self._super_frames_refused = 0
-        super().__init__(owner, file, loop, options, read_buffer)
+        super().__init__(owner, interface, file, loop, read_buffer)
         self._max_frame += len(self._header)
 
     @property
@@ -80,51 +88,39 @@ class TransparentQueue(TuntapQueue):
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def _pull(self, limit: int) -> None:
-        header, buffer = self._header, self._buffer
-        before = len(buffer)
-        if before and limit < self._left_behind:
+        if self._buffer and limit < self._left_behind:
             self._left_behind = 0  # a second time in a row, it is read all the same
             return
         self._left_behind = 0
-        most = before + limit
+        read_one, segment = self._engine.read_one, self._engine.segment
+        tap, header_size = self._tap, len(self._header)
+        frames: list[bytes] = []
+        stopped: int | BaseException = 0
         try:
-            for _ in range(max(limit, BATCH)):  # those that are dropped count as well
-                data = os.read(self._fd, _abi.READ_SIZE)
-                if data.startswith(header):
-                    buffer.append(data[len(header) :])
-                    made = 1
-                else:
-                    made = self._take(data)
+            for _ in range(max(limit, BATCH)):  # frames that are dropped count as well
+                data = read_one(self._fd)
+                if isinstance(data, int):
+                    stopped = data
+                    break
+                made = segment(data, tap, header_size)
+                if made is None:
+                    self._frames_dropped += 1
+                    continue
+                frames += made
+                if data[1]:  # gso_type
+                    self._super_frames_read += 1
+                    self._segments_made += len(made)
                 # A super-frame that looks like going past the limit is left where it is: it would be cut in two, and
                 # whoever writes its halves merges each of them alone.
-                if len(buffer) + made > most and len(buffer) > before:
-                    self._left_behind = made
+                if len(frames) + len(made) > limit:
+                    self._left_behind = len(made)
                     break
-            self._more = True
-        except BlockingIOError:
-            self._more = False
-        except OSError as error:
-            self._read_failed(error)
-        self._frames_read += len(buffer) - before
+        except BaseException as error:  # noqa: BLE001 - raised when what was read is safe
+            stopped = error
+        self._keep(frames, stopped)
 
-    def _take(self, data: bytes) -> int:
-        """Buffers what becomes of a frame in which something is left undone, and returns how many frames that is."""
-        try:
-            frames = segment(data, self._mode, header_size=len(self._header))
-        except InvalidFrameError:
-            self._frames_dropped += 1
-            return 0
-        self._buffer += frames
-        if data[1]:  # gso_type
-            self._super_frames_read += 1
-            self._segments_made += len(frames)
-        return len(frames)
-
-    def _answer_reader(self, turn: Turn) -> None:
-        if not self._buffer:
-            self._pull(1)
-        if self._buffer:
-            turn.give_now()
+    def _pull_one(self) -> None:
+        self._pull(1)  # perhaps a super-frame, and then many frames
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -142,98 +138,120 @@ class TransparentQueue(TuntapQueue):
         What the kernel refuses is left out and reported when the rest is written. When cancelled, each frame was
         written whole or not at all, and in order within each flow up to some point.
 
+        Args:
+            frames: Each a bytes-like object, or a list or tuple of them that together are one frame.
+
         Raises:
             InvalidFrameError: Some frames were refused: ``indexes`` says which. All others were written.
-            LinkDownError, QueueClosedError, DeviceGoneError: Writing ended at once; a note on the exception says where.
+            LinkDownError: The interface is down. Writing ended at once; a note on the exception says where.
+            QueueClosedError: The queue was closed here. The note says where writing ended.
+            DeviceGoneError: The interface was deleted. The note says where writing ended.
+            RuntimeError: Called from another thread or event loop than the one that the queue belongs to.
+            TypeError: One of them is not a frame. The note says which.
         """
+        if get_ident() != self._thread:
+            self._wrong_caller()
         batch = as_batch(frames)
         refused: dict[int, InvalidFrameError] = {}
-        for start in range(0, len(batch), _WRITES_PER_TURN):
-            if start:
-                await asyncio.sleep(0)
-            await self._write_part(batch, range(start, min(start + _WRITES_PER_TURN, len(batch))), refused)
+        for start in range(0, len(batch), _PART):
+            if self._turns.credit <= 0:
+                await self._more_credit()
+            part = batch if len(batch) <= _PART else batch[start : start + _PART]
+            self._turns.credit -= len(part)
+            await self._write_part(part, start, len(batch), refused)
         report(refused, len(batch))
 
-    async def _write_part(self, batch: Sequence[Frame], part: range, refused: dict[int, InvalidFrameError]) -> None:
-        plain, places, wrong, end = self._plain_part(batch, part, refused)
-        if len(plain) > 1 and self._merging:
-            merged = merge(plain, self._mode, self._merging, len(self._header))
-        else:
-            merged = [Merged(self._header + frame, [number], Offload.NONE) for number, frame in enumerate(plain)]
-        left: list[int] = []
-        for index, each in enumerate(merged):
+    async def _write_part(
+        self, part: Sequence[Frame], start: int, count: int, refused: dict[int, InvalidFrameError]
+    ) -> None:
+        """Merges and writes frames, which are from number *start* on in a batch of *count*."""
+        places: Sequence[int] = range(start, start + len(part))
+        end = start + len(part)
+        wrong: Exception | None = None
+        merged = self._merge(part)
+        if merged is None:
+            part, places, end, wrong = self._plain_part(part, start, refused)
+            merged = self._merge(part) or []
+        datas = [data for data, _, _ in merged]
+        at = 0
+        try:
+            while at < len(merged):
+                written, number = self._engine.write_batch(self._fd, self._max_frame, at, MOST, datas)
+                self._count(merged[at : at + written])
+                at += written
+                if number == errno.EAGAIN:
+                    await self._wait_writable()
+                elif number:
+                    await self._write_apart(merged[at], number, part, places, refused)
+                    at += 1
+            if wrong is not None:
+                raise wrong
+        except (TuntapError, OSError, TypeError, BufferError) as error:
+            left = sorted(places[number] for _, numbers, _ in merged[at:] for number in numbers)
+            note_end(error, count, [*left, *range(end, count)], refused)
+            raise
+
+    def _merge(self, frames: Sequence[Frame]) -> list[Merged] | None:
+        if monotonic() >= self._retry_at:
+            self._merging = (self._interface.options.offload & MERGEABLE).value
+        return self._engine.merge(frames, self._tap, self._merging, len(self._header))
+
+    def _count(self, written: Sequence[Merged]) -> None:
+        for _, numbers, kind in written:
+            self._frames_written += len(numbers)
+            if kind:
+                self._super_frames_written += 1
+                self._frames_coalesced += len(numbers)
+
+    async def _write_apart(
+        self,
+        merged: Merged,
+        number: int,
+        part: Sequence[Frame],
+        places: Sequence[int],
+        refused: dict[int, InvalidFrameError],
+    ) -> None:
+        """What the kernel, or the engine, answered with *number*: its frames one by one, if it is a super-frame."""
+        data, numbers, kind = merged
+        if not kind or number not in REFUSED:
+            error = self._wrong_size(len(data) - len(self._header)) if number == LOOK else self._refusal(number)
+            if not isinstance(error, InvalidFrameError):
+                raise error
+            refused[places[numbers.pop()]] = error
+            return
+        before = len(refused)
+        while numbers:
             try:
-                if each.kind:
-                    await self._write_super_frame(each, plain, places, refused)
-                else:
-                    await self._write_alone(each.data, places[each.indexes[0]], refused)
-            except (TuntapError, OSError) as error:
-                left = [places[number] for other in merged[index:] for number in other.indexes]
-                wrong = error
-                break
-        if wrong is not None:
-            count = len(left) + len(batch) - end
-            wrong.add_note(
-                f"{count} of {len(batch)} frames were not written; the first is number {min(left, default=end)}"
-            )
-            if refused:
-                wrong.add_note(f"of the others, these were refused: {sorted(refused)}")
-            raise wrong
+                await super().write_frame(self._header + part[numbers[0]])  # type: ignore[operator]
+            except InvalidFrameError as error:
+                refused[places[numbers[0]]] = error
+            del numbers[0]  # those that stay were not written
+        if len(refused) == before:  # it was not one of its frames: this kernel does not take such super-frames
+            self._super_frames_refused += 1
+            self._merging &= ~kind
+            self._retry_at = monotonic() + _PAUSE
 
     def _plain_part(
-        self, batch: Sequence[Frame], part: range, refused: dict[int, InvalidFrameError]
-    ) -> tuple[Sequence[bytes], Sequence[int], Exception | None, int]:
-        """The frames that can be written, where in the batch they are, and what is wrong with the one at the end."""
-        frames = batch[part.start : part.stop]
-        if set(map(type, frames)) == {bytes}:
-            sizes = set(map(len, frames))
-            if min(sizes) > 0 and max(sizes) <= self._max_frame - len(self._header):
-                return frames, part, None, part.stop  # type: ignore[return-value]
+        self, part: Sequence[Frame], start: int, refused: dict[int, InvalidFrameError]
+    ) -> tuple[Sequence[bytes], Sequence[int], int, Exception | None]:
+        """The frames in one piece each, where in the batch they are, where that ends, and what is wrong there."""
         plain: list[bytes] = []
         places: list[int] = []
-        for place in part:
+        for place, frame in enumerate(part, start):
             try:
-                plain.append(self._plain(batch[place]))
+                plain.append(self._plain(frame))
                 places.append(place)
             except InvalidFrameError as error:
                 refused[place] = error
             except (TypeError, BufferError) as error:
-                return plain, places, error, place
-        return plain, places, None, part.stop
-
-    async def _write_alone(self, data: bytes, place: int, refused: dict[int, InvalidFrameError]) -> None:
-        try:
-            await super().write_frame(data)
-        except InvalidFrameError as error:
-            refused[place] = error
-
-    async def _write_super_frame(
-        self, merged: Merged, plain: Sequence[bytes], places: Sequence[int], refused: dict[int, InvalidFrameError]
-    ) -> None:
-        try:
-            await super().write_frame(merged.data)
-        except InvalidFrameError:
-            self._frames_refused -= 1  # its frames have a chance of their own
-        else:
-            self._super_frames_written += 1
-            self._frames_coalesced += len(merged.indexes)
-            self._frames_written += len(merged.indexes) - 1
-            return
-        before = len(refused)
-        while merged.indexes:
-            number = merged.indexes[0]
-            await self._write_alone(self._header + plain[number], places[number], refused)
-            del merged.indexes[0]  # those that stay were not written
-        if len(refused) == before:  # it was not one of its frames: this kernel does not take such super-frames
-            self._super_frames_refused += 1
-            self._merging &= ~merged.kind
+                return plain, places, place, error
+        return plain, places, start + len(part), None
 
     def _plain(self, frame: Frame) -> bytes:
         """The frame in one piece."""
         if type(frame) is not bytes:
             size_of(frame)  # which knows what a frame is
-            frame = b"".join(frame if isinstance(frame, (list, tuple)) else [frame])  # type: ignore[list-item]
-        largest = self._max_frame - len(self._header)
-        if not 0 < len(frame) <= largest:
-            raise self._wrong_size(len(frame), largest)
+            frame = b"".join(map(bytes, frame if isinstance(frame, (list, tuple)) else [frame]))
+        if not 0 < len(frame) <= self._max_frame - len(self._header):
+            raise self._wrong_size(len(frame))
         return frame

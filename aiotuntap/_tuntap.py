@@ -6,7 +6,7 @@ import asyncio
 import errno
 import fcntl
 import grp
-import importlib.util
+import importlib
 import os
 import pwd
 import threading
@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from types import ModuleType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from . import _abi
+from . import _abi, _engine
 from ._device import (
     AttachError,
     Opened,
@@ -29,19 +29,25 @@ from ._device import (
     same_interface,
     set_sticky,
 )
-from ._errors import DeviceGoneError, QueueClosedError, SetupError
+from ._errors import QueueClosedError, SetupError
+from ._frames import keep_freed_memory
+from ._interface import Interface
 from ._netns import Namespace, parse_namespace
 from ._offload.flags import check as check_offload
 from ._queue import TuntapQueue
-from ._super_frames import SuperFrameQueue, keep_freed_memory
-from ._threads import run_in_thread
-from ._types import Link, LinkEvent, Mode, Offload, Stats
+from ._reader import raise_wrong_caller
+from ._threads import outlast, run_in_thread
+from ._transparent import TransparentQueue
+from ._types import Link, LinkEvent, Mode, Offload, Owning, Stats
+
+if TYPE_CHECKING:
+    from ._netlink.watch import Watcher
 
 # Enough to ride out a burst, few enough for a full buffer of small frames to stay in a processor's cache.
 _READ_BUFFER = 256
 
 
-class AsyncTuntap:
+class AsyncTuntap(Owning):
     """A TUN or TAP interface whose queues are asynchronous streams of frames.
 
     ::
@@ -65,7 +71,6 @@ class AsyncTuntap:
             offloads for UDP tunnels. With offloads, one frame is then up to 64 KiB: the fast way for a switch.
         offload: What the kernel may leave undone in frames that it hands out. Without ``vnet_header`` this is
             transparent: frames are ordinary ones, segmented after reading and merged in `TuntapQueue.write_frames`.
-            That takes numpy, the extra ``offload``.
         napi: Frames written pass through NAPI, and so through receive offload.
         carrier: Whether the interface starts with a carrier.
         netns: Network namespace to open it in: a name as in ``ip netns``, or a path such as ``/proc/PID/ns/net``.
@@ -75,7 +80,6 @@ class AsyncTuntap:
 
     Raises:
         ValueError, TypeError: An argument makes no sense by itself. Nothing was opened.
-        ImportError: Transparent offloads without numpy.
     """
 
     def __init__(
@@ -95,7 +99,6 @@ class AsyncTuntap:
         read_buffer: int | tuple[int, int] = _READ_BUFFER,
     ) -> None:
         self._queues: list[TuntapQueue] = []
-        self._closed = False
         _abi.encode_name(name)
         try:
             mode = Mode(mode)
@@ -107,24 +110,18 @@ class AsyncTuntap:
         if not isinstance(offload, Offload):
             raise TypeError(f"offload {offload!r}: flags such as Offload.CSUM | Offload.TSO4")
         check_offload(offload)
-        self._name = name
         self._count = queues
-        self._netns = None if netns is None else parse_namespace(netns)
         self._read_buffer = _parse_read_buffer(read_buffer)
         transparent = bool(offload) and not vnet_header
         if transparent:
             _check_transparent(offload, packet_info)
-        self._options = Options(
-            mode, multi_queue, exclusive, packet_info, vnet_header, offload, napi, carrier, transparent
-        )
-        self._queue_type: type[TuntapQueue] = TuntapQueue
-        self._index: int | None = None
-        self._opened = False
+        options = Options(mode, multi_queue, exclusive, packet_info, vnet_header, offload, napi, carrier, transparent)
+        self._interface = Interface(name, options, None if netns is None else parse_namespace(netns))
+        self._queue_type = TransparentQueue if transparent else TuntapQueue
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = 0
-        self._send_buffer: int | None = None
+        self._thread = self._pid = 0
         self._past = Stats()
-        self._watchers: list[asyncio.Queue[Any]] = []
+        self._watchers: list[Watcher] = []
         #: One for each opening and closing that is going on.
         self._under_way: set[asyncio.Future[None]] = set()
 
@@ -140,15 +137,17 @@ class AsyncTuntap:
                 what was asked for. ``errno`` is the kernel's; the message says how to mend it. Also a PermissionError
                 where that is what it is.
         """
-        if self._opened:
+        if self._interface.opened:
             raise RuntimeError("this AsyncTuntap was opened before: make a new one")
-        if self._closed:
+        if self._interface.closed:
             raise RuntimeError("this AsyncTuntap was closed before it was opened: make a new one")
-        self._opened = True
+        if self._queue_type is TransparentQueue:
+            _engine.warn_if_slow()
+        self._begin()
         try:
             await self._add(self._count)
         except BaseException:
-            self._opened = False
+            self._interface.opened = False
             raise
         return self
 
@@ -186,14 +185,14 @@ class AsyncTuntap:
             mode=Mode.TUN if flags & _abi.IFF_TUN else Mode.TAP,
             **{"multi_queue": multi_queue, "vnet_header": bool(flags & _abi.IFF_VNET_HDR), **options},
         )
-        await self._choose_queue_type()
+        interface = self._interface
         netns = files[0].open_netns()
         try:
-            where = self._netns if netns is None else netns
+            where = interface.netns if netns is None else netns
             diagnosis = await _import("_netlink.diagnosis")
-            await diagnosis.check_headers(name, self._options, where)
+            await diagnosis.check_headers(name, interface.options, where)
             if "offload" in options:
-                self._options = replace(self._options, offload=set_sticky(files[0], self._options))
+                interface.options = replace(interface.options, offload=set_sticky(files[0], interface.options))
             index = await run_in_thread(lambda: index_of(name, where))
         finally:
             if netns is not None:
@@ -201,23 +200,45 @@ class AsyncTuntap:
         for file in files:
             os.set_blocking(file.fd, False)
             os.set_inheritable(file.fd, False)
-        self._opened = True
+        self._begin()
         self._register(files, name, index)
         return self
+
+    def _begin(self) -> None:
+        """From here on the interface belongs to the loop and the thread that run now."""
+        self._loop, self._thread, self._pid = asyncio.get_running_loop(), threading.get_ident(), os.getpid()
+        self._interface.opened = True
 
     async def aclose(self) -> None:
         """Closes every queue. Unless it is persistent or held elsewhere, the interface is gone on return.
 
         Closing twice is harmless. Who waits on a queue gets QueueClosedError. Cancelling delays until all is closed.
         """
-        self._closed = True
+        try:
+            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if self._loop is not None and self._loop is not running:
+            if running is not None and not self._loop.is_closed():
+                self._wrong_caller()
+            # Its own loop ended with this interface open, and now the coroutine that used it is thrown away.
+            self._interface.closed = True
+            queues, self._queues = self._queues, []
+            self._abandon(queues)
+            return
+        self._interface.closed = True
         for watcher in self._watchers:
-            watcher.put_nowait(None)
-        if self._queues:
-            await self._close_queues(self._queues)
-        loop = asyncio.get_running_loop()
-        while others := [each for each in self._under_way if each.get_loop() is loop]:
-            await asyncio.wait(others)
+            watcher.end()
+        cancelled = None
+        try:
+            if self._queues:
+                await self._close_queues(self._queues)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        while self._under_way:
+            cancelled = await outlast(next(iter(self._under_way)), _nothing) or cancelled
+        if cancelled is not None:
+            raise cancelled
 
     async def __aenter__(self) -> Self:
         return self if self._queues else await self.open()  # an adopted one is open already
@@ -233,6 +254,9 @@ class AsyncTuntap:
             return
         loop = self._loop
         assert loop is not None
+        if os.getpid() != self._pid:  # a forked child has copies of the descriptors, and no interface to lose
+            self._abandon(queues)
+            return
         try:
             warnings.warn(
                 f"unclosed interface {self!r}: call aclose(), or use 'async with'",
@@ -243,48 +267,42 @@ class AsyncTuntap:
         finally:  # the warning may be made an error
             if loop.is_running() and threading.get_ident() != self._thread:
                 # Collected on another thread, where a loop that runs must not be touched.
-                loop.call_soon_threadsafe(_abandon, queues)
+                loop.call_soon_threadsafe(self._abandon, queues)
             else:
-                _abandon(queues)
+                self._abandon(queues)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{len(self._queues)} queues"
-        return f"<AsyncTuntap {self._name!r} {self.mode} {state}>"
+        state = "closed" if self.closed else f"{len(self._queues)} queues"
+        return f"<AsyncTuntap {self._interface.last_name!r} {self.mode} {state}>"
 
     # -- what it is ----------------------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
         """The name that the kernel has now, after a rename too. As asked for before opening, the last one when gone."""
-        for queue in self._queues:
-            try:
-                self._name = queue._file.get_ifreq().name
-                break
-            except OSError:
-                continue
-        return self._name
+        return self._interface.name
 
     @property
     def mode(self) -> Mode:
         """TUN or TAP."""
-        return self._options.mode
+        return self._interface.options.mode
 
     @property
     def index(self) -> int:
         """The interface's number in its namespace when a queue was last opened; 0 if that could not be told."""
-        if self._index is None:
+        if self._interface.index is None:
             raise RuntimeError("the interface is not open yet: its index is not known")
-        return self._index
+        return self._interface.index
 
     @property
     def netns(self) -> str | None:
         """The namespace given when it was made; None for that of the thread which opened it."""
-        return self._netns
+        return self._interface.netns
 
     @property
     def offload(self) -> Offload:
         """The offloads that are on, or before opening, those asked for. An adopted interface is not asked for them."""
-        return self._options.offload
+        return self._interface.options.offload
 
     @property
     def queues(self) -> tuple[TuntapQueue, ...]:
@@ -294,7 +312,7 @@ class AsyncTuntap:
     @property
     def closed(self) -> bool:
         """Whether `aclose` was called."""
-        return self._closed
+        return self._interface.closed
 
     @property
     def stats(self) -> Stats:
@@ -315,7 +333,7 @@ class AsyncTuntap:
         """
         _check_count("count", count)
         self._check_open()
-        if self._queues and not self._options.multi_queue:
+        if self._queues and not self._interface.options.multi_queue:
             raise ValueError("add_queues takes an interface opened with multi_queue=True")
         return await self._add(count)
 
@@ -329,9 +347,10 @@ class AsyncTuntap:
         Raises:
             ValueError: A queue is closed already, is not one of this interface, or is named twice. None was closed.
         """
+        self._check_loop()
         for queue in queues:
             if not isinstance(queue, TuntapQueue):
-                raise TypeError(f"{queue!r} is no TuntapQueue: nothing was removed")
+                raise TypeError(f"{queue!r} is not a TuntapQueue: nothing was removed")
             if queue not in self._queues:
                 reason = "closed already" if queue.closed else "a queue of another interface"
                 raise ValueError(f"{queue!r} is {reason}: nothing was removed")
@@ -341,13 +360,13 @@ class AsyncTuntap:
 
     async def _add(self, count: int) -> list[TuntapQueue]:
         first = not self._queues
-        with self._busy(), self._where() as (name, netns):
-            await self._choose_queue_type()
-            opened = await self._open_queues(name, count, netns, exclusive=first and self._options.exclusive)
+        with self._busy(), self._interface.where() as (name, netns):
+            exclusive = first and self._interface.options.exclusive
+            opened = await self._open_queues(name, count, netns, exclusive=exclusive)
             try:
                 if first:
                     await self._settle_in(opened, netns)
-                if self._closed:
+                if self.closed:
                     raise QueueClosedError(f"interface {opened.name!r} was closed while queues were being added")
                 if not first:
                     self._check_same(opened)
@@ -356,15 +375,8 @@ class AsyncTuntap:
                 await run_in_thread(lambda: close_all(opened.files), or_here=True)
                 raise
 
-    async def _choose_queue_type(self) -> None:
-        if self._options.offload and self._queue_type is TuntapQueue:
-            keep_freed_memory()
-            self._queue_type = SuperFrameQueue
-            if self._options.transparent:
-                self._queue_type = (await _import("_transparent")).TransparentQueue
-
     async def _open_queues(self, name: str, count: int, netns: Namespace, *, exclusive: bool) -> Opened:
-        options = replace(self._options, exclusive=exclusive)
+        options = replace(self._interface.options, exclusive=exclusive)
         try:
             return await run_in_thread(
                 lambda: open_queues(name, count, options, netns), undo=lambda opened: close_all(opened.files)
@@ -375,39 +387,19 @@ class AsyncTuntap:
 
     async def _settle_in(self, opened: Opened, netns: Namespace) -> None:
         """Sets what outlives other programs, once it is sure that the interface is as this one wants it."""
+        interface = self._interface
         if not opened.created:
             diagnosis = await _import("_netlink.diagnosis")
-            await diagnosis.check_headers(opened.name, self._options, netns, mine=opened.files)
-        self._options = replace(self._options, offload=set_sticky(opened.files[0], self._options))
+            await diagnosis.check_headers(opened.name, interface.options, netns, mine=opened.files)
+        interface.options = replace(interface.options, offload=set_sticky(opened.files[0], interface.options))
 
     def _check_same(self, opened: Opened) -> None:
         """Between the look at the name and attaching by it, the interface may have been renamed, moved or deleted."""
-        if opened.created or not self._queues or not same_interface(opened.files[0], self._queues[0]._file):
-            with self._where():  # which raises when it is gone
+        files = self._interface.files
+        if opened.created or not files or not same_interface(opened.files[0], files[0]):
+            with self._interface.where():  # which raises when it is gone
                 pass
             raise SetupError(errno.EAGAIN, f"interface {self.name!r} was renamed or moved meanwhile: try again")
-
-    @contextmanager
-    def _where(self) -> Iterator[tuple[str, Namespace]]:
-        """The name and the namespace that the interface has now; both change without notice.
-
-        Where the kernel does not tell the namespace (it takes CAP_NET_ADMIN there), that of opening.
-        """
-        fd = None
-        if self._queues:
-            try:
-                fd = self._queues[0]._file.open_netns()
-            except OSError as error:
-                if error.errno != errno.EBADFD:
-                    raise SetupError(
-                        error.errno, f"cannot tell which namespace {self._name!r} is in: {error.strerror}"
-                    ) from error
-                raise DeviceGoneError(error.errno, f"interface {self._name!r} is gone: it was deleted") from error
-        try:
-            yield self.name, self._netns if fd is None else fd
-        finally:
-            if fd is not None:
-                os.close(fd)
 
     @contextmanager
     def _busy(self) -> Iterator[None]:
@@ -418,46 +410,59 @@ class AsyncTuntap:
             yield
         finally:
             self._under_way.discard(over)
-            if not over.get_loop().is_closed():
+            if not over.done() and not over.get_loop().is_closed():
                 over.set_result(None)
 
     def _register(self, files: Sequence[QueueFile], name: str, index: int) -> list[TuntapQueue]:
         """Makes queues of attached files. When it fails, the files are still the caller's to close."""
-        loop = asyncio.get_running_loop()
+        loop, interface = asyncio.get_running_loop(), self._interface
+        if interface.options.offload:
+            keep_freed_memory()
         added: list[TuntapQueue] = []
         try:
             for file in files:
-                added.append(self._queue_type(self, file, loop, self._options, self._read_buffer))
-            self.restore(files[0])
+                added.append(self._queue_type(self, interface, file, loop, self._read_buffer))
+            interface.restore(files[0])
         except BaseException:
             for queue in added:
                 queue._release()
             raise
-        self._loop, self._thread = loop, threading.get_ident()
-        self._name, self._index = name, index
+        interface.last_name, interface.index = name, index
+        interface.files += files
         self._queues += added
         return added
 
-    def restore(self, file: QueueFile) -> None:
-        """Sets anew what the kernel forgets when a queue is added or enabled. For queues."""
-        if self._send_buffer is not None:
-            size = self._send_buffer
-            self._set("send buffer", size, lambda file: file.set_int(_abi.TUNSETSNDBUF, size), file)
-
     async def _close_queues(self, queues: Sequence[TuntapQueue]) -> None:
-        self._name = self.name  # the last chance to ask for it
+        files = self._release(queues)
+        with self._busy():
+            await run_in_thread(lambda: close_all(files), or_here=True)
+
+    def _release(self, queues: Sequence[TuntapQueue]) -> list[QueueFile]:
+        """Takes queues out of service. Their files are the caller's to close."""
+        interface = self._interface
+        interface.last_name = interface.name  # the last chance to ask for it
         leaving = set(queues)
         self._queues = [queue for queue in self._queues if queue not in leaving]
         self._past = sum((queue.stats for queue in leaving), self._past)
         files = [queue._release() for queue in queues]
-        with self._busy():
-            await run_in_thread(lambda: close_all(files), or_here=True)
+        interface.files = [file for file in interface.files if file not in files]
+        return files
+
+    def _abandon(self, queues: Sequence[TuntapQueue]) -> None:
+        """Closes queues here and now, where nobody can wait for a thread."""
+        close_all(self._release(queues))
 
     def _check_open(self) -> None:
-        if self._closed:
-            raise QueueClosedError(f"interface {self._name!r} is closed")
-        if not self._opened:
-            raise RuntimeError("the interface is not open yet: 'async with', or await open()")
+        self._interface.check_open()
+        self._check_loop()
+
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            self._wrong_caller()
+
+    def _wrong_caller(self) -> NoReturn:
+        assert self._loop is not None
+        raise_wrong_caller(self._loop, self._thread, f"interface {self._interface.last_name!r}")
 
     # -- settings ------------------------------------------------------------------------------------------------------
 
@@ -474,9 +479,10 @@ class AsyncTuntap:
         name: str | None = None,
         netns: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Changes what is given and nothing else, over rtnetlink, in the namespace the interface is in now.
+        """Changes what is given and differs, and nothing else, over rtnetlink, in the namespace the interface is in now.
 
-        Cancelled or failed, settings made before stay made. They are made in this order: the namespace, down, the
+        What is so already takes no privilege. Failed, settings made before stay made; cancelled, it ends when the
+        kernel has carried out what was asked. They are made in this order: the namespace, down, the
         name, MTU, MAC and queue length, the master, addresses, up, routes.
 
         Args:
@@ -511,25 +517,22 @@ class AsyncTuntap:
             name=name,
             netns=netns,
         )
-        with self._where() as (current, where):
-            await configuring.configure(current, where, settings)
+        interface = self._interface
+        interface.index = await configuring.configure(interface.where, interface.index or 0, settings)
         if settings.netns is not None:
-            self._netns = settings.netns
-            await self.link()
+            interface.netns = settings.netns
 
     async def link(self) -> Link:
         """The interface as the kernel describes it now.
 
         Raises:
             DeviceGoneError: It was deleted.
+            SetupError: The kernel refused, or this process has no descriptors left.
         """
         self._check_open()
         links = await _import("_netlink.link")
-        with self._where() as (name, netns):
-            link: Link | None = await links.find(name, netns)
-        if link is None:
-            raise DeviceGoneError(errno.ENODEV, f"interface {name!r} is gone: it was deleted")
-        self._index = link.index
+        link: Link = await links.look(self._interface.where, self._interface.index or 0)
+        self._interface.index = link.index
         return link
 
     async def watch(self) -> AsyncIterator[LinkEvent]:
@@ -537,16 +540,23 @@ class AsyncTuntap:
 
         Ends after DELETED, or when the interface is closed here. Several may watch at once: each gets every event.
         Something that changes forth and back between two looks of a program that was too slow for the kernel may be
-        missed; the state in the next event is right all the same.
+        missed, and so may what happens while 64 notifications wait for a program that does not read its events; the
+        state in the next event is right all the same.
+
+        Raises:
+            SetupError: The kernel refused, or this process has no descriptors left.
+            QueueClosedError: The interface was closed here before watching began.
         """
         self._check_open()
         watching = await _import("_netlink.watch")
-        watcher: asyncio.Queue[Any] = asyncio.Queue()
+        if self.closed:  # meanwhile
+            return
+        watcher = watching.Watcher()
         self._watchers.append(watcher)
         try:
-            async with aclosing(watching.events(watcher, self._where)) as events:
+            async with aclosing(watching.events(watcher, self._interface.where, self._interface.index or 0)) as events:
                 async for event in events:
-                    self._index = event.link.index
+                    self._interface.index = event.link.index
                     yield event
         finally:
             self._watchers.remove(watcher)
@@ -609,29 +619,20 @@ class AsyncTuntap:
         """
         if not isinstance(size, int) or not 1 <= size < 1 << 31:
             raise ValueError(f"send buffer of {size!r} bytes: a whole number from 1 to 2147483647")
-        self._set("send buffer", size, lambda file: file.set_int(_abi.TUNSETSNDBUF, size))
-        self._send_buffer = size
-
-    def _set(
-        self, setting: str, value: object, change: Callable[[QueueFile], None], file: QueueFile | None = None
-    ) -> None:
         self._check_open()
-        if file is None:
-            if not self._queues:
-                raise QueueClosedError(f"interface {self._name!r} has no open queue to set its {setting} through")
-            file = self._queues[0]._file
-        try:
-            change(file)
-        except OSError as error:
-            if error.errno == errno.EBADFD:
-                raise DeviceGoneError(error.errno, f"interface {self._name!r} is gone: it was deleted") from error
-            raise SetupError(
-                error.errno, f"cannot set {setting} of {self._name!r} to {value}: {error.strerror}"
-            ) from error
+        self._interface.set_send_buffer(size)
+
+    def _set(self, setting: str, value: object, change: Callable[[QueueFile], None]) -> None:
+        self._check_open()
+        self._interface.set(setting, value, change)
+
+
+def _nothing() -> None:
+    pass
 
 
 async def _import(module: str) -> ModuleType:
-    """A module that imports pyroute2 or numpy, which takes too long for the loop's thread."""
+    """A module that imports pyroute2, which takes too long for the loop's thread."""
     return await run_in_thread(lambda: importlib.import_module(f".{module}", __package__))
 
 
@@ -647,10 +648,6 @@ async def _number_of(who: int | str, kind: str, look_up: Callable[[str], int]) -
 
 def _descriptor(program: int | None) -> int:
     return -1 if program is None else _check_fd(program)
-
-
-def _abandon(queues: list[TuntapQueue]) -> None:
-    close_all([queue._release() for queue in queues])
 
 
 def _identify(file: QueueFile) -> _abi.Ifreq:
@@ -678,10 +675,6 @@ def _check_transparent(offload: Offload, packet_info: bool) -> None:
         raise ValueError(f"{tunnels} needs vnet_header=True: super-frames inside a tunnel are not segmented here")
     if packet_info:
         raise ValueError("offloads with packet_info=True need vnet_header=True as well")
-    if importlib.util.find_spec("numpy") is None:
-        raise ImportError(
-            "offloads without vnet_header=True take numpy: pip install 'aiotuntap[offload]'", name="numpy"
-        )
 
 
 def _check_count(what: str, count: int) -> None:

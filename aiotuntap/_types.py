@@ -5,13 +5,24 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import astuple, dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import NoReturn, Protocol, SupportsIndex, TypeAlias, runtime_checkable
 
 from . import _abi
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 #: One frame to write: a bytes-like object, or a list or tuple of them that are written as one frame.
 Frame: TypeAlias = Buffer | Sequence[Buffer]
+
+
+class Owning:
+    """Base of what owns descriptors or a place in an event loop: a copy would own them too, and close them."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be copied or pickled: it owns descriptors, or a place in a loop"
+        )
 
 
 class Mode(enum.StrEnum):

@@ -9,6 +9,7 @@ import gc
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +17,11 @@ from pathlib import Path
 import pytest
 from blockbuster import BlockBuster
 
-from aiotuntap import _abi
+import aiotuntap
+from aiotuntap import _abi, _engine
+from aiotuntap._engine import Engine
 
+from .engine import ENGINES
 from .kernel.support import is_root
 
 CLONE_NEWNET = 0x40000000
@@ -75,6 +79,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=_NO_KERNEL))
 
 
+@pytest.fixture(params=ENGINES, ids=[each.name for each in ENGINES], scope="module")
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Whatever reads, writes, segments or coalesces is tested with each engine: ``usefixtures("engine")``."""
+    before = _engine.engine
+    _engine.engine = request.param
+    yield request.param
+    _engine.engine = before
+
+
 def _open_queues() -> set[str]:
     """Descriptors of the driver that this process has."""
     found = set()
@@ -103,7 +116,25 @@ def nothing_left_behind() -> Iterator[None]:
     assert set(threading.enumerate()) <= threads
 
 
+_PACKAGE, _TESTS = str(Path(aiotuntap.__file__).parent), str(Path(__file__).parent)
+
+
+def _is_called_by_the_tests() -> bool:
+    """Whether a test calls, and not the package: a test is often resumed by a callback of the package."""
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        if frame.f_code.co_filename.startswith(_PACKAGE):
+            return frame.f_code.co_filename.startswith(os.path.join(_PACKAGE, "testing"))
+        if frame.f_code.co_filename.startswith(_TESTS) and frame.f_code.co_filename != __file__:
+            return True
+    return True
+
+
 _BLOCKER = BlockBuster(["aiotuntap"], excluded_modules=["aiotuntap.testing"])
+for _function in _BLOCKER.functions.values():
+    _function.can_block_predicate = lambda *given, _usual=_function.can_block_predicate, **named: (
+        _usual(*given, **named) or _is_called_by_the_tests()
+    )
 
 
 @pytest.fixture(autouse=True)

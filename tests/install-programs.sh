@@ -1,11 +1,11 @@
 #!/bin/sh
 # Usage: install-programs.sh PROGRAM[:PACKAGE] …
-# Makes sure that each program is there, from its Debian package where it is missing.
+# Makes sure that each program is there, from its Debian package where it is missing. A path stands for a file.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 missing=
 for pair in "$@"; do
-    command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
+    command -v "${pair%%:*}" >/dev/null || [ -f "${pair%%:*}" ] || missing="$missing ${pair##*:}"
 done
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

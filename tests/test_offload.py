@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from aiotuntap import AsyncTuntap, Mode, Offload, SetupError, TuntapError, segment
+from aiotuntap import AsyncTuntap, Offload, SetupError, TuntapError
 from aiotuntap._offload.flags import check, negotiate
-
-from .offload_reference import TCP, UDP, Packet, filler
 
 NONE, CSUM, TSO4, TSO6, ECN = Offload.NONE, Offload.CSUM, Offload.TSO4, Offload.TSO6, Offload.ECN
 USO4, USO6, USO = Offload.USO4, Offload.USO6, Offload.USO4 | Offload.USO6
@@ -218,50 +213,3 @@ def test_every_combination_is_settled_as_this_kernel_would_have_it() -> None:
                 with pytest.raises(SetupError):
                     negotiate(asked, kernel.set_offload)
                 assert kernel.now == 0
-
-
-# -- without numpy -----------------------------------------------------------------------------------------------------
-
-
-def without_numpy(code: str, given: str = "") -> list[str]:
-    """The lines that Python code prints where numpy cannot be imported."""
-    preface = "import sys\nsys.modules['numpy'] = None\n"
-    command = [sys.executable, "-c", preface + textwrap.dedent(code)]
-    run = subprocess.run(command, input=given, capture_output=True, text=True, timeout=30, check=False)
-    assert run.returncode == 0, run.stderr
-    return run.stdout.splitlines()
-
-
-def test_transparent_offloads_name_the_extra_that_they_take() -> None:
-    answer = without_numpy("""
-        from aiotuntap import AsyncTuntap, Offload
-        for mode in ("tun", "tap"):
-            try:
-                AsyncTuntap(mode=mode, offload=Offload.ALL)
-            except ImportError as error:
-                print(error.name, "aiotuntap[offload]" in str(error))
-            AsyncTuntap(mode=mode, offload=Offload.ALL, vnet_header=True)
-            AsyncTuntap(mode=mode)
-    """)
-    assert answer == ["numpy True"] * 2
-
-
-def test_segment_and_coalesce_give_the_same_frames() -> None:
-    wholes = [
-        Packet(version=version, protocol=protocol, payload=filler(40_000, 7)).super_frame(1000)
-        for version in (4, 6)
-        for protocol in (TCP, UDP)
-    ]
-    answer = without_numpy(
-        """
-        from aiotuntap import Mode, coalesce, segment
-        from aiotuntap._offload._numpy import np
-        assert np is None
-        for line in sys.stdin:
-            frames = segment(bytes.fromhex(line), Mode.TUN)
-            (again,) = coalesce(frames, Mode.TUN)
-            print(again.hex(), b"".join(frames).hex())
-        """,
-        "\n".join(whole.hex() for whole in wholes),
-    )
-    assert answer == [f"{whole.hex()} {b''.join(segment(whole, Mode.TUN)).hex()}" for whole in wholes]

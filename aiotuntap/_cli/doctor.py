@@ -456,7 +456,6 @@ def _check_feature(name: str, refused: int | None, meaning: str, mend: str) -> C
 _PACKAGES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], str]] = {
     "pyroute2": ("configuring interfaces", (0, 9, 5), (0, 10), "pip install 'pyroute2>=0.9.5,<0.10'"),
     "uvloop": ("the faster event loop", (0, 21), (), "pip install 'aiotuntap[uvloop]'"),
-    "numpy": ("fast segmentation of super-frames", (1, 26), (), "pip install 'aiotuntap[offload]'"),
     "rich": ("live views on the command line", (13,), (), "pip install 'aiotuntap[cli]'"),
 }
 

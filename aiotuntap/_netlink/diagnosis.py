@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from .._abi import MAX_QUEUES
 from .._device import AttachError, Options, QueueFile, header_size
 from .._errors import SetupError
-from .link import find
 from .._netns import Namespace
 from .._types import Link
+from .link import find
 
 
 async def explain(error: AttachError, options: Options, netns: Namespace) -> SetupError:

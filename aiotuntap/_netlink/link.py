@@ -1,98 +1,88 @@
-"""What rtnetlink says about interfaces. Imports pyroute2: see `_netlink`."""
+"""Finding interfaces: all of a namespace, one by name, and the one that a descriptor is attached to."""
 
 from __future__ import annotations
 
 import errno
-from dataclasses import fields, replace
-from typing import Any
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import TypeAlias
 
-from pyroute2.netlink.exceptions import NetlinkError
-
-from .. import _abi
 from .._errors import SetupError
-from .socket import route_socket
 from .._netns import Namespace
-from .._types import Counters, Link, Mode
+from .._types import Link
+from .socket import RouteSocket, in_namespace
 
 _TRIES = 100
-_IFF_UP = 0x1
-_IFF_LOWER_UP = 0x10000
+
+#: Gives the name and the namespace that an interface has now; DeviceGoneError when it was deleted. The interface's own
+#: descriptor tells, and so has the last word: netlink knows only names and indexes, which others may have by now.
+Where: TypeAlias = Callable[[], AbstractContextManager[tuple[str, Namespace]]]
 
 
 async def find(name: str, netns: Namespace) -> Link | None:
     """The interface of that name in *netns*, with its addresses; None when there is none."""
-    async with route_socket(netns) as route:
-        return await get(route, name)
+    return await in_namespace(netns, lambda route: route.link(name=name))
 
 
 async def tuntaps(netns: Namespace) -> list[Link]:
     """All TUN/TAP interfaces in *netns*, by index."""
-    async with route_socket(netns) as route:
-        links = [parse(message) for message in await dump(route, route.link)]
-        return [await with_addresses(route, link) for link in links if link.mode is not None]
+    links = await in_namespace(netns, RouteSocket.links)
+    return [link for link in links if link.mode is not None]
 
 
-async def get(route: Any, name: str) -> Link | None:
-    try:
-        messages = await route.link("get", ifname=name)
-    except NetlinkError as error:
-        if error.code == errno.ENODEV:
-            return None
-        raise SetupError(error.code, f"cannot ask the kernel about interface {name!r}: {error}") from error
-    return await with_addresses(route, parse(next(iter(messages))))
+async def look(where: Where, index: int = 0) -> Link:
+    """The interface itself. Arguments and errors as for `located`."""
+    async with located(where, index) as (_, link):
+        return link
 
 
-async def with_addresses(route: Any, link: Link) -> Link:
-    messages = await dump(route, route.addr, index=link.index)
-    return replace(link, addresses=tuple(parse_address(each) for each in messages if each["index"] == link.index))
+@asynccontextmanager
+async def located(where: Where, index: int = 0) -> AsyncIterator[tuple[Namespace, Link]]:
+    """The namespace of an interface, to be used within, and the interface with its addresses.
 
-
-async def dump(route: Any, request: Any, **filters: Any) -> list[Any]:
-    """All messages of a dump, from the start again as long as the kernel says that the list changed under it.
+    Args:
+        where: What its descriptor tells.
+        index: Where it was seen last, if that is known: it stays through renames.
 
     Raises:
-        SetupError: It never held still.
+        DeviceGoneError: It was deleted.
+        SetupError: The kernel refused, or the interface is renamed and moved all the time.
     """
+    link: Link | None = None
     for _ in range(_TRIES):
-        route.interrupted = False
-        messages = [message async for message in await request("dump", **filters)]
-        if not route.interrupted:
-            return messages
-    raise SetupError(errno.EINTR, "the kernel's list of interfaces or addresses changes all the time: try again")
+        with where() as (before, netns):
+            by_index, link = await in_namespace(netns, lambda route: _find(route, before, index))
+            with where() as (after, now):
+                # A name alone may be another interface's by now, unless it is this one's still.
+                sure = link is not None and (link.name == after or (by_index and link.name == before))
+                sure = sure and _same_namespace(netns, now)
+            if link is not None and sure:
+                yield netns, link
+                return
+    if link is None:
+        raise SetupError(
+            errno.ENODEV,
+            f"cannot find interface {before!r} in the namespace where it was opened: it was moved to another one, and"
+            " where it is takes CAP_NET_ADMIN there to know",
+        )
+    raise SetupError(errno.EAGAIN, f"interface {before!r} is renamed or moved all the time: try again")
 
 
-def parse_address(message: Any) -> str:
-    """Address and prefix length. IFA_LOCAL is the own one on a point-to-point link, where IFA_ADDRESS is the peer's."""
-    return f"{message.get('local') or message.get('address')}/{message['prefixlen']}"
+def _find(route: RouteSocket, name: str, index: int) -> tuple[bool, Link | None]:
+    """The interface, and whether it was found by its index; by name where the index has become another's."""
+    link = route.link(index=index) if index > 0 else None
+    if link is not None and link.mode is not None:
+        if link.name == name:
+            return True, link
+        named = route.link(name=name)
+        # Between two names that it changes between, neither look may meet the right one: the caller compares.
+        return (True, link) if named is None else (False, named)
+    return False, route.link(name=name)
 
 
-def parse(message: Any) -> Link:
-    """An RTM_NEWLINK message, which says all about an interface but its addresses."""
-    counters = message.get("stats64") or {}
-    link = Link(
-        index=message["index"],
-        name=message.get("ifname"),
-        kind=message.get(("linkinfo", "kind")),
-        mtu=message.get("mtu") or 0,
-        mac=message.get("address"),
-        up=bool(message["flags"] & _IFF_UP),
-        carrier=bool(message["flags"] & _IFF_LOWER_UP),
-        txqueuelen=message.get("txqlen") or 0,
-        master=message.get("master"),
-        counters=Counters(**{field.name: counters.get(field.name, 0) for field in fields(Counters)}),
-    )
-    if link.kind != "tun":
-        return link
-    data = message.get(("linkinfo", "data"))
-    return replace(
-        link,
-        mode=Mode.TUN if data.get("IFLA_TUN_TYPE") == _abi.IFF_TUN else Mode.TAP,
-        packet_info=bool(data.get("IFLA_TUN_PI")),
-        vnet_header=bool(data.get("IFLA_TUN_VNET_HDR")),
-        multi_queue=bool(data.get("IFLA_TUN_MULTI_QUEUE")),
-        persistent=bool(data.get("IFLA_TUN_PERSIST")),
-        owner=data.get("IFLA_TUN_OWNER"),
-        group=data.get("IFLA_TUN_GROUP"),
-        queues=data.get("IFLA_TUN_NUM_QUEUES"),
-        disabled_queues=data.get("IFLA_TUN_NUM_DISABLED_QUEUES"),
-    )
+def _same_namespace(one: Namespace, other: Namespace) -> bool:
+    if isinstance(one, int) and isinstance(other, int):
+        first, second = os.fstat(one), os.fstat(other)
+        return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
+    return one == other

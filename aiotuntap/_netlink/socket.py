@@ -1,121 +1,213 @@
-"""An rtnetlink socket that runs on any event loop and in any network namespace. See rtnetlink(7).
+"""Requests to the kernel over an rtnetlink(7) socket, in any network namespace.
 
-pyroute2 speaks the protocol. Its asyncio class hands its socket to ``loop.create_datagram_endpoint``, which uvloop
-refuses for AF_NETLINK, so the transport here is built on ``loop.add_reader``, which every loop has. Importing this
-module imports pyroute2, which takes a fifth of a second: do it on a thread, and only when netlink is needed.
+Everything here blocks, and is meant for a thread of its own (`in_namespace`): the kernel carries a request out before
+``send`` returns, and holds or waits for its global network lock meanwhile, for tens of milliseconds where an interface
+goes down or moves. It needs no event loop, so none can be in the way when a socket is to be closed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import socket
-import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Self, TypeVar
+from weakref import WeakKeyDictionary, ref
 
-from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.core import CoreDatagramProtocol
-
-from .._netns import Namespace, enter
+from .._errors import SetupError, cannot
+from .._netns import Identity, Namespace, enter, identity
 from .._threads import run_in_thread
+from .._types import Link
+from . import messages
+from .messages import Message, Route
 
-# A dump comes in pieces of at most 32 KiB.
+T = TypeVar("T")
+
+#: A dump comes in pieces of at most 32 KiB.
 RECEIVE_SIZE = 65536
 _SOL_NETLINK = 270
+_NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
-_NLM_F_DUMP_INTR = 0x10
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
-_DATAGRAMS_PER_CALLBACK = 16
+_NETLINK_GET_STRICT_CHK = 12
+_TRIES = 100
 
 
-class _NetlinkTransport(asyncio.DatagramTransport):
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, protocol: CoreDatagramProtocol) -> None:
-        super().__init__()
-        self._loop = loop
-        self._sock = sock
-        self._protocol = protocol
-        protocol.connection_made(self)
-        loop.add_reader(sock.fileno(), self._on_readable)
-
-    def _on_readable(self) -> None:
-        for _ in range(_DATAGRAMS_PER_CALLBACK):
-            try:
-                data, address = self._sock.recvfrom(RECEIVE_SIZE)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                self._protocol.error_received(error)
-                return
-            self._protocol.datagram_received(data, address)
-
-    def is_closing(self) -> bool:
-        return self._sock.fileno() < 0
-
-    def close(self) -> None:
-        if self.is_closing():
-            return
-        if not self._loop.is_closed():
-            self._loop.remove_reader(self._sock.fileno())
-        self._sock.close()
-
-    def abort(self) -> None:
-        self.close()
+class RouteError(OSError):
+    """The kernel refused a request: its number, and its reason, which often says more than the number."""
 
 
-class RouteSocket(AsyncIPRoute):  # type: ignore[misc]
-    """pyroute2's asynchronous rtnetlink API on a socket made elsewhere, on asyncio and uvloop alike."""
+class RouteSocket:
+    """Asks one question after the other, in one namespace; for use with ``with``, on a thread of its own.
 
-    #: Whether the kernel said of a dump that the list changed under it. pyroute2 does not look.
-    interrupted = False
-
-    def enqueue(self, data: bytes, address: Any) -> Any:
-        self.interrupted = self.interrupted or is_interrupted(data)
-        return super().enqueue(data, address)
-
-    async def setup_endpoint(self) -> None:
-        if getattr(self.local, "transport", None) is not None:
-            return
-        protocol = CoreDatagramProtocol(self.connection_lost, self.enqueue, self._error_event, self.status)
-        self.local.transport = _NetlinkTransport(self.event_loop, self.socket, protocol)
-        self.local.protocol = protocol
-
-
-def is_interrupted(data: bytes) -> bool:
-    """Whether a message in this datagram has NLM_F_DUMP_INTR; it may be only the last one, NLMSG_DONE."""
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, _, flags, _, _ = _HEADER.unpack_from(data, at)
-        if flags & _NLM_F_DUMP_INTR:
-            return True
-        at += max(length + 3 & ~3, _HEADER.size)
-    return False
-
-
-def make_socket(netns: Namespace) -> socket.socket:
-    """A socket in *netns*, for a thread of its own: see `enter`."""
-    enter(netns)
-    sock = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-    )
-    sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-    return sock
-
-
-@asynccontextmanager
-async def route_socket(netns: Namespace) -> AsyncIterator[Any]:
-    """A `RouteSocket` in *netns*, closed at the end.
+    With NETLINK_GET_STRICT_CHK, Linux 4.20 and later, the kernel picks out addresses and routes by interface. Others
+    send all of them, and they are picked out here.
 
     Raises:
-        SetupError: The namespace cannot be entered.
+        SetupError: The namespace cannot be entered, or there is no descriptor or memory left.
     """
-    sock = await run_in_thread(lambda: make_socket(netns), undo=socket.socket.close)
-    try:
-        route = RouteSocket(use_socket=sock)
+
+    def __init__(self, netns: Namespace, groups: int = 0) -> None:
+        enter(netns)
+        #: That of the namespace in which the socket is.
+        self.namespace: Identity = identity()
+        self._sequence = 0
         try:
-            await route.setup_endpoint()
-            yield route
-        finally:
-            route.close()
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        except OSError as error:
+            raise cannot("open a netlink socket", error) from error
+        try:
+            for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
+                with contextlib.suppress(OSError):  # a kernel that has none of it
+                    self._socket.setsockopt(_SOL_NETLINK, option, 1)
+            self._socket.bind((0, groups))
+        except OSError as error:
+            self._socket.close()
+            raise cannot("bind a netlink socket", error) from error
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def detach(self) -> int:
+        """The descriptor, which is the caller's from now on; non-blocking."""
+        self._socket.setblocking(False)
+        return self._socket.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- questions -----------------------------------------------------------------------------------------------------
+
+    def link(self, *, index: int = 0, name: str | None = None) -> Link | None:
+        """An interface and its addresses, by index or name; None when there is none."""
+        try:
+            answers = self.ask(messages.get_link(index=index, name=name))
+        except RouteError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise cannot(f"ask the kernel about interface {name or index!r}", error) from error
+        for answer in answers:
+            link = messages.decode_link(answer)
+            if link is not None:
+                return replace(link, addresses=tuple(self.addresses(link.index).get(link.index, ())))
+        return None
+
+    def links(self) -> list[Link]:
+        """All interfaces and their addresses, by index."""
+        found = [messages.decode_link(answer) for answer in self.dump(messages.dump_links())]
+        addresses = self.addresses()
+        return [replace(link, addresses=tuple(addresses.get(link.index, ()))) for link in found if link is not None]
+
+    def addresses(self, index: int = 0) -> dict[int, list[str]]:
+        """Addresses with prefix lengths by index of interface, of all or at least of one."""
+        found: dict[int, list[str]] = {}
+        for answer in self.dump(messages.dump_addresses(index)):
+            owner, address = messages.decode_address(answer)
+            found.setdefault(owner, []).append(address)
+        return found
+
+    def routes(self, index: int, version: int) -> list[Route]:
+        """The IPv4 or IPv6 routes of the main table through an interface."""
+        found = map(messages.decode_route, self.dump(messages.dump_routes(version, index)))
+        return [entry[1] for entry in found if entry is not None and entry[0] == index]
+
+    # -- one request ---------------------------------------------------------------------------------------------------
+
+    def dump(self, request: bytearray) -> list[Message]:
+        """All messages of a dump, from the start again as long as the kernel says that the list changed under it.
+
+        Raises:
+            SetupError: It never held still, or the kernel refused.
+        """
+        for _ in range(_TRIES):
+            try:
+                answers = self.ask(request)
+            except RouteError as error:
+                if error.errno == errno.EOPNOTSUPP:  # a kernel without IPv6 has no routes of it
+                    return []
+                raise cannot("list interfaces, addresses or routes", error) from error
+            if not any(answer.flags & messages.NLM_F_DUMP_INTR for answer in answers):
+                return [answer for answer in answers if answer.type != messages.NLMSG_DONE]
+        raise SetupError(errno.EINTR, "the kernel's list of interfaces or addresses changes all the time: try again")
+
+    def ask(self, request: bytearray, ignore: int | None = None) -> list[Message]:
+        """Sends a request and collects what is answered to it, NLMSG_DONE of a dump included.
+
+        Raises:
+            RouteError: The kernel refused, for another reason than the number to *ignore*.
+            SetupError: There is no memory left for it.
+        """
+        self._sequence += 1
+        messages.set_sequence(request, self._sequence)
+        answers: list[Message] = []
+        try:
+            self._socket.sendto(request, (0, 0))
+            while True:
+                for message in messages.split(self._socket.recv(RECEIVE_SIZE)):
+                    if message.sequence != self._sequence:
+                        continue
+                    if message.type == messages.NLMSG_DONE:
+                        return [*answers, message]
+                    if message.type == messages.NLMSG_ERROR:
+                        number, reason = messages.error_of(message)
+                        if number in (0, ignore):
+                            return answers
+                        raise RouteError(number, reason)
+                    answers.append(message)
+        except RouteError:
+            raise
+        except OSError as error:
+            raise cannot("ask the kernel over netlink", error) from error
+
+
+async def in_namespace(
+    netns: Namespace,
+    work: Callable[[RouteSocket], T],
+    undo: Callable[[T], object] | None = None,
+    *,
+    groups: int = 0,
+) -> T:
+    """Runs *work* with a socket in *netns*, on a thread of its own, and waits for it to end in every case.
+
+    Args:
+        netns: Where.
+        work: What to do there; the socket is closed afterwards, unless it was detached.
+        undo: Takes back a result that nobody is left to receive.
+        groups: Notifications that the socket is to receive.
+
+    Raises:
+        SetupError: The namespace cannot be entered, or there is no descriptor, memory or thread left.
+    """
+
+    def run() -> T:
+        with RouteSocket(netns, groups) as route:
+            return work(route)
+
+    loop = asyncio.get_running_loop()
+    turn = _turn(loop)
+    await turn.acquire()
+    try:
+        return await run_in_thread(run, undo)
     finally:
-        sock.close()
+        if not loop.is_closed():  # then nobody waits whom it could wake
+            turn.release()
+
+
+def _turn(loop: asyncio.AbstractEventLoop) -> asyncio.Lock:
+    """One thread at a time asks for each loop: the kernel has one lock for all of it, and 300 threads would have the
+    loop's own thread wait for that lock, and for the interpreter's, for seconds.
+    """
+    known = _turns.get(loop)
+    turn = None if known is None else known()
+    if turn is None:
+        turn = asyncio.Lock()
+        _turns[loop] = ref(turn)
+    return turn
+
+
+# Only those who wait keep a lock alive: it refers to its loop, which a table must not keep.
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, ref[asyncio.Lock]] = WeakKeyDictionary()

@@ -1,156 +1,319 @@
-"""What changes on an interface, as it changes: rtnetlink(7) notifications. Imports pyroute2: see `_netlink`.
+"""What changes on an interface, as it changes: rtnetlink(7) notifications.
 
 One socket listens in each namespace, however many interfaces are watched there. The kernel drops notifications that
-nobody reads in time, and says so: then every watcher looks for itself what is different.
+nobody reads in time and says so (ENOBUFS), before it hands out older ones that are queued still. Those are thrown away
+then, and every watcher looks for itself what is different. The same happens to a watcher that is not read in time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager
+import os
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from pyroute2.netlink.rtnl.marshal import MarshalRtnl
-
-from .._errors import DeviceGoneError
-from .link import find, parse, parse_address
-from .socket import RECEIVE_SIZE, make_socket
-from .._netns import Identity, Namespace, identity
-from .._threads import run_in_thread
+from .._errors import DeviceGoneError, TuntapError, cannot
+from .._netns import Identity, Namespace
 from .._types import Change, Link, LinkEvent
+from .link import Where, located
+from .messages import AddressChange, LinkChange, decode_change, index_of, split
+from .socket import RECEIVE_SIZE, in_namespace
 
 # RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR: bits of struct sockaddr_nl.nl_groups.
 _GROUPS = 0x001 | 0x010 | 0x100
 
-#: Stands for notifications that the kernel dropped.
-LOST = object()
-#: Stands for the end: the interface object was closed here.
-END = None
+#: Notifications that are kept for one watcher that does not read them.
+PENDING = 64
+_DATAGRAMS_PER_CALLBACK = 16
+#: What a socket's buffer can hold is far less.
+_DATAGRAMS_PER_LOOK = 4096
+_LOOKS = 5
 
-Watcher = asyncio.Queue[Any]
+Notification = LinkChange | AddressChange
+
+
+class Watcher:
+    """One who watches one interface, and what it has not read yet. Make it before waiting for anything."""
+
+    def __init__(self) -> None:
+        self.pending: deque[Notification] = deque()
+        #: Whether there was more than could be kept: look again.
+        self.lost = False
+        #: Whether the interface object was closed here.
+        self.ended = False
+        self._monitor: Monitor | None = None
+        self._index = 0
+        self._waiting: asyncio.Future[None] | None = None
+
+    def end(self) -> None:
+        """The interface object is being closed: nothing more is told. Needs no loop that runs."""
+        self.ended = True
+        self.stop()
+        self._wake()
+
+    def follow(self, monitor: Monitor, index: int) -> None:
+        """From now on, what *monitor* hears about the interface *index* is kept."""
+        before, at = self._monitor, self._index
+        if (monitor, index) == (before, at):
+            return
+        if self.ended:
+            monitor.close_if_unused()
+            return
+        monitor.add(self, index)
+        self._monitor, self._index = monitor, index
+        if before is not None:
+            before.discard(self, at)
+
+    def stop(self) -> None:
+        """Nothing is kept from now on, and what was kept is forgotten."""
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            monitor.discard(self, self._index)
+        self.forget()
+
+    def forget(self) -> None:
+        self.pending.clear()
+        self.lost = False
+
+    def look_around(self) -> None:
+        """Takes in what the kernel has sent up to now, without waiting."""
+        if self._monitor is not None:
+            self._monitor.receive(_DATAGRAMS_PER_LOOK)
+
+    def tell(self, notification: Notification) -> None:
+        if self.lost:
+            return
+        if len(self.pending) < PENDING:
+            self.pending.append(notification)
+            self._wake()
+        else:
+            self.lose()
+
+    def lose(self) -> None:
+        """Something that is not known may have happened."""
+        self.pending.clear()
+        self.lost = True
+        self._wake()
+
+    async def wait(self) -> None:
+        """Until there is something pending, or lost, or the end."""
+        while not (self.pending or self.lost or self.ended):
+            self._waiting = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+
+    def _wake(self) -> None:
+        waiting = self._waiting
+        if waiting is not None and not waiting.done() and not waiting.get_loop().is_closed():
+            waiting.set_result(None)
 
 
 class Monitor:
-    """The socket of one namespace, and who listens to it, by index of interface."""
+    """The socket of one namespace, and who listens to it, by index of interface.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-        self.watchers: set[Watcher] = set()
+    It owns the descriptor *fd*, and closes it when the last one stops listening, or when the loop is gone.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        self.watchers: dict[int, list[Watcher]] = {}
+        self._fd = fd
         self._loop = loop
-        self._socket = sock
-        self._marshal = MarshalRtnl()
-        loop.add_reader(sock.fileno(), self._on_readable)
+        self._process = os.getpid()
+        self._thread = threading.get_ident()
+        self._dropped = False
+        try:
+            loop.add_reader(fd, self._on_readable)
+        except BaseException as error:
+            self._fd = -1
+            os.close(fd)
+            if isinstance(error, OSError):
+                raise cannot("poll a netlink socket", error, "see 'sysctl fs.epoll.max_user_watches'") from error
+            raise
+
+    @property
+    def closed(self) -> bool:
+        return self._fd < 0
+
+    def add(self, watcher: Watcher, index: int) -> None:
+        self.watchers.setdefault(index, []).append(watcher)
+
+    def discard(self, watcher: Watcher, index: int) -> None:
+        there = self.watchers.get(index, [])
+        if watcher in there:
+            there.remove(watcher)
+        if not there:
+            self.watchers.pop(index, None)
+        self.close_if_unused()
+
+    def close_if_unused(self) -> None:
+        if not self.watchers:
+            self.close()
 
     def close(self) -> None:
-        self._loop.remove_reader(self._socket.fileno())
-        self._socket.close()
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        # A forked child shares the loop's epoll instance with its parent: unregistering there would make it deaf.
+        if self._process == os.getpid() and not self._loop.is_closed():
+            if self._loop.is_running() and self._thread != threading.get_ident():
+                with suppress(RuntimeError):  # the loop was closed this moment
+                    self._loop.call_soon_threadsafe(_unregister, self._loop, fd)
+                    return
+            else:
+                self._loop.remove_reader(fd)
+        os.close(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
 
     def _on_readable(self) -> None:
-        try:
-            data = self._socket.recv(RECEIVE_SIZE)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            self._tell(LOST)
-            return
-        for message in self._marshal.parse(data):
-            self._tell(message)
+        self.receive(_DATAGRAMS_PER_CALLBACK)
 
-    def _tell(self, message: Any) -> None:
-        for watcher in self.watchers:
-            watcher.put_nowait(message)
+    def receive(self, datagrams: int) -> None:
+        """Hands out what the kernel has sent, or throws it away up to the last after it dropped some."""
+        for _ in range(datagrams):
+            if self._fd < 0:
+                return
+            try:
+                data = os.read(self._fd, RECEIVE_SIZE)
+            except BlockingIOError:
+                if self._dropped:
+                    self._dropped = False
+                    self._lose()
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self._dropped = True
+                self._register_anew()
+                continue
+            if not self._dropped:
+                self._hand_out(data)
+
+    def _register_anew(self) -> None:
+        """libuv stops polling a descriptor once it has reported an error, as that of dropped notifications is."""
+        self._loop.remove_reader(self._fd)
+        self._loop.add_reader(self._fd, self._on_readable)
+
+    def _hand_out(self, data: bytes) -> None:
+        for message in split(data):
+            watchers = self.watchers.get(index_of(message))
+            notification = decode_change(message) if watchers else None
+            if notification is not None and watchers is not None:
+                for watcher in watchers:
+                    watcher.tell(notification)
+
+    def _lose(self) -> None:
+        for watchers in self.watchers.values():
+            for watcher in watchers:
+                watcher.lose()
 
 
-_monitors: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Identity, Monitor]] = WeakKeyDictionary()
+def _unregister(loop: asyncio.AbstractEventLoop, fd: int) -> None:
+    loop.remove_reader(fd)
+    os.close(fd)
 
 
-def _open(netns: Namespace) -> tuple[socket.socket, Identity]:
-    sock = make_socket(netns)
-    sock.bind((0, _GROUPS))
-    return sock, identity()
+#: Whoever watches keeps a monitor alive, and the loop while it is open; a table that did would keep both for ever.
+_monitors: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[Identity, Monitor]] = WeakKeyDictionary()
 
 
-@asynccontextmanager
-async def listening(netns: Namespace, watcher: Watcher) -> AsyncIterator[None]:
-    """*watcher* gets all notifications of *netns* meanwhile."""
+async def _monitor(netns: Namespace) -> tuple[Identity, Monitor]:
+    """The one monitor of a namespace, and which namespace that is."""
+    where, fd = await in_namespace(
+        netns,
+        lambda route: (route.namespace, route.detach()),
+        undo=lambda opened: os.close(opened[1]),
+        groups=_GROUPS,
+    )
     loop = asyncio.get_running_loop()
-    sock, where = await run_in_thread(lambda: _open(netns), undo=lambda opened: opened[0].close())
-    monitors = _monitors.setdefault(loop, {})
+    monitors = _monitors.setdefault(loop, WeakValueDictionary())
     monitor = monitors.get(where)
-    if monitor is None:
-        monitor = monitors[where] = Monitor(loop, sock)
-    else:
-        sock.close()
-    monitor.watchers.add(watcher)
-    try:
-        yield
-    finally:
-        monitor.watchers.discard(watcher)
-        if not monitor.watchers:
-            monitor.close()
-            del monitors[where]
+    if monitor is not None and not monitor.closed:
+        os.close(fd)
+        return where, monitor
+    monitor = monitors[where] = Monitor(loop, fd)
+    return where, monitor
 
 
-async def events(
-    watcher: Watcher, where: Callable[[], AbstractContextManager[tuple[str, Namespace]]]
-) -> AsyncIterator[LinkEvent]:
-    """What changes from now on, until the interface is deleted, or *watcher* is told END.
+async def events(watcher: Watcher, where: Where, index: int) -> AsyncIterator[LinkEvent]:
+    """What changes from now on, until the interface is deleted, or *watcher* is told the end.
 
     Args:
-        watcher: A new queue.
-        where: Gives the interface's name and namespace as they are now; DeviceGoneError when it was deleted.
+        watcher: A new one.
+        where: What the interface's descriptor tells.
+        index: Where it was seen last, 0 if that is not known.
     """
     link: Link | None = None
-    while True:
-        try:
-            with where() as (name, netns):
-                async with listening(netns, watcher):
-                    found = await find(name, netns)
-                    if found is None:
-                        raise DeviceGoneError(errno.ENODEV, f"interface {name!r} is gone")
-                    if link is not None:
-                        yield LinkEvent(Change.MOVED, found, found.index)
-                        for event in differences(link, found):  # what happened there before anyone listened
-                            yield event
-                    link = found
-                    while (message := await watcher.get()) is not END:
-                        if message is LOST:
-                            after = await find(link.name, netns) or link
-                        elif message.get("index") != link.index:
-                            continue
-                        elif message["event"] == "RTM_DELLINK" and message["family"] == socket.AF_UNSPEC:
-                            break  # deleted, or moved: then it is somewhere else
-                        else:
-                            after = apply(link, message)
-                        for event in differences(link, after):
-                            yield event
-                        link = after
-                    else:
-                        return
-        except DeviceGoneError:
+    home: Identity | None = None
+    try:
+        while not watcher.ended:
+            try:
+                there, found = await _look(watcher, where, link.index if link is not None else index)
+            except TuntapError as error:
+                if watcher.ended:
+                    return  # and then nothing is left to be found
+                if not isinstance(error, DeviceGoneError):
+                    raise
+                if link is not None:
+                    yield LinkEvent(Change.DELETED, link)
+                return
+            if found is None:
+                continue
             if link is not None:
-                yield LinkEvent(Change.DELETED, link)
-            return
+                if (there, found.index) != (home, link.index):
+                    yield LinkEvent(Change.MOVED, found, found.index)
+                for event in differences(link, found):
+                    yield event
+            home, link = there, found
+            while not watcher.lost:
+                await watcher.wait()
+                if watcher.ended:
+                    return
+                if watcher.lost:
+                    break
+                notification = watcher.pending.popleft()
+                if isinstance(notification, LinkChange) and notification.removed:
+                    break  # deleted, or moved: then it is somewhere else
+                after = apply(link, notification)
+                for event in differences(link, after):
+                    yield event
+                link = after
+    finally:
+        watcher.stop()
 
 
-def apply(link: Link, message: Any) -> Link:
-    """*link* as it is after what *message* tells."""
-    match message["event"]:
-        case "RTM_NEWLINK" if message["family"] == socket.AF_UNSPEC:
-            return replace(parse(message), addresses=link.addresses)
-        case "RTM_NEWADDR":
-            address = parse_address(message)
-            return link if address in link.addresses else replace(link, addresses=(*link.addresses, address))
-        case "RTM_DELADDR":
-            address = parse_address(message)
-            return replace(link, addresses=tuple(each for each in link.addresses if each != address))
-    return link
+async def _look(watcher: Watcher, where: Where, index: int) -> tuple[Identity, Link | None]:
+    """Listens where the interface is, and looks how it is. None when it is not there any more: look again."""
+    async with located(where, index) as (netns, link):
+        there, monitor = await _monitor(netns)
+        watcher.follow(monitor, link.index)
+        for _ in range(_LOOKS):
+            watcher.forget()
+            found = await in_namespace(netns, lambda route: route.link(index=link.index))
+            watcher.look_around()
+            # What was sent before the look must not be applied over it. When it never holds still, it has to be.
+            if found is None or not (watcher.pending or watcher.lost):
+                break
+        return there, found
+
+
+def apply(link: Link, notification: Notification) -> Link:
+    """*link* as it is after what *notification* tells."""
+    if isinstance(notification, LinkChange):
+        return replace(notification.link, addresses=link.addresses)
+    others = tuple(each for each in link.addresses if each != notification.address)
+    if notification.removed:
+        return replace(link, addresses=others)
+    return link if len(others) < len(link.addresses) else replace(link, addresses=(*others, notification.address))
 
 
 def differences(before: Link, after: Link) -> Iterator[LinkEvent]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 from .._abi import ETHERNET_HEADER_SIZE, VLAN_TAG_SIZE
@@ -25,59 +26,64 @@ CHECKSUM_AT = {TCP: 16, UDP: 6}
 
 
 class Layout(NamedTuple):
-    """Offsets into one buffer that holds a frame."""
+    """Offsets from the start of the frame."""
 
     version: int
     protocol: int
     network: int
     transport: int
     payload: int
-    #: Where the packet ends by what its IP header says: at the end of the buffer, or before.
+    #: Where the packet ends by what its IP header says: at the end of the frame, or before.
     end: int
 
 
-def network_header(frame: bytes, start: int, mode: Mode) -> tuple[int, int]:
-    """Offset and IP version of the network header of the frame that begins at *start*; version 0 for anything else.
+def network_header(frame: bytes, mode: Mode) -> tuple[int, int]:
+    """Offset and IP version of the network header; version 0 for anything else.
 
     Raises:
         InvalidFrameError: The frame ends before that header does.
     """
-    at = start
+    at = 0
     if mode is Mode.TAP:
-        at += ETHERNET_HEADER_SIZE
+        at = ETHERNET_HEADER_SIZE
         for _ in range(_MOST_VLAN_TAGS):
             if frame[at - 2 : at] not in _VLAN_TAGS:
                 break
             at += VLAN_TAG_SIZE
         version = _ETHERNET_TYPES.get(frame[at - 2 : at], 0)
     else:
-        version = int.from_bytes(frame[at : at + 1]) >> 4
+        version = frame[0] >> 4 if frame else 0
     if at + _SHORTEST.get(version, 0) > len(frame):
         raise InvalidFrameError("the frame ends before its network header does")
     return at, version if version in _SHORTEST else 0
 
 
-def parse(frame: bytes, start: int, mode: Mode) -> Layout:
-    """The layout of an unfragmented TCP or UDP packet over IPv4 or IPv6, in a frame that begins at *start*.
+def parse(frame: bytes, mode: Mode, most_headers: int = sys.maxsize) -> Layout:
+    """The layout of an unfragmented TCP or UDP packet over IPv4 or IPv6.
+
+    Args:
+        frame: Without a virtio_net_hdr.
+        mode: Of the interface.
+        most_headers: Bytes from the start of the frame to the payload, at most. What is beyond is not looked at.
 
     Raises:
-        InvalidFrameError: It is none, or its headers and lengths do not hold together.
+        InvalidFrameError: The frame is not such a packet, its headers are too long, or its lengths are wrong.
     """
-    network, version = network_header(frame, start, mode)
+    network, version = network_header(frame, mode)
     if version and frame[network] >> 4 != version:
         raise InvalidFrameError(f"the Ethernet header says IPv{version}, and the packet is IPv{frame[network] >> 4}")
     if version == 4:
         transport = network + (frame[network] & 15) * 4
         protocol = frame[network + 9]
-        end = network + _word(frame, network + 2)
+        end = network + word(frame, network + 2)
         if transport < network + 20:
             raise InvalidFrameError("an IPv4 header is at least 20 bytes long")
-        if _word(frame, network + 6) & 0x3FFF:
+        if word(frame, network + 6) & 0x3FFF:
             raise InvalidFrameError("a fragment")
     elif version == 6:
-        end = network + 40 + _word(frame, network + 4)
+        end = network + 40 + word(frame, network + 4)
         protocol, transport = frame[network + 6], network + 40
-        while protocol in _EXTENSIONS and transport + 8 <= len(frame):
+        while protocol in _EXTENSIONS and transport + 8 <= min(len(frame), most_headers):
             protocol, transport = frame[transport], transport + 8 * (frame[transport + 1] + 1)
     else:
         raise InvalidFrameError("neither IPv4 nor IPv6")
@@ -93,6 +99,8 @@ def parse(frame: bytes, start: int, mode: Mode) -> Layout:
         payload = transport + offset
         if offset < 20 or payload > end:
             raise InvalidFrameError(f"a TCP header of {offset} bytes")
+    if payload > most_headers:
+        raise InvalidFrameError(f"headers of {payload} bytes: more than {most_headers}")
     return Layout(version, protocol, network, transport, payload, end)
 
 
@@ -103,5 +111,6 @@ def addresses(frame: bytes, layout: Layout) -> bytes:
     return frame[layout.network + 8 : layout.network + 40]
 
 
-def _word(frame: bytes, at: int) -> int:
+def word(frame: bytes, at: int) -> int:
+    """A 16-bit field of a header."""
     return frame[at] << 8 | frame[at + 1]

@@ -18,13 +18,15 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import pytest
 
-from aiotuntap import AsyncTuntap, Offload, _abi
+from aiotuntap import AsyncTuntap, Offload, TuntapQueue, _abi
 from aiotuntap._abi import READ_SIZE
+from aiotuntap._frames import LOOK
 from aiotuntap._netns import enter
 
 _EXPERIMENTAL = 0x88B5
@@ -196,6 +198,51 @@ def inside(netns: str | None, work: Callable[[], T]) -> T:
     thread.start()
     thread.join()
     return results[0]
+
+
+def inject(
+    queue: TuntapQueue,
+    *,
+    judge: Callable[[bytes], int] = lambda _: 0,
+    change: Callable[[bytes], bytes] = lambda data: data,
+) -> list[bytes]:
+    """Faults where frames cross into the kernel: at the engine's functions, so that they hold for both engines.
+
+    Args:
+        queue: The one that gets them.
+        judge: Refuses what the queue writes with an ``errno``, 0 for none.
+        change: Makes what the queue reads.
+
+    Returns:
+        What was offered to the kernel, as it is offered.
+    """
+    engine = queue._engine
+    offered: list[bytes] = []
+
+    def write_one(fd: int, largest: int, thread: int, frame: Any) -> int:
+        if not isinstance(frame, (bytes, bytearray, memoryview)) or not 0 < len(frame) <= largest:
+            return LOOK
+        offered.append(bytes(frame))
+        return judge(bytes(frame)) or engine.write_one(fd, largest, thread, frame)
+
+    def write_batch(fd: int, largest: int, start: int, most: int, frames: Any) -> tuple[int, int]:
+        for written, frame in enumerate(frames[start : start + most]):
+            if number := write_one(fd, largest, threading.get_ident(), frame):
+                return written, number
+        return len(frames[start : start + most]), 0
+
+    def read_batch(fd: int, limit: int, enough: int) -> tuple[list[bytes], int | BaseException]:
+        frames, number = engine.read_batch(fd, limit, enough)
+        return list(map(change, frames)), number
+
+    def read_one(fd: int) -> bytes | int:
+        frame = engine.read_one(fd)
+        return frame if isinstance(frame, int) else change(frame)
+
+    queue._engine = replace(
+        engine, write_one=write_one, write_batch=write_batch, read_batch=read_batch, read_one=read_one
+    )
+    return offered
 
 
 def turn_on_ipv6(name: str, netns: str | None = None) -> None:

@@ -12,6 +12,8 @@ from aiotuntap.testing import FarEnd, check_packet_stream
 
 from .support import PacketPeer, ip, ipv4, tap, tap_with_peer, tun, unique
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 
 @asynccontextmanager
 async def tap_and_packet_socket() -> AsyncIterator[tuple[TuntapQueue, FarEnd]]:

@@ -312,26 +312,6 @@ async def test_cancelling_configure_leaks_nothing() -> None:
         assert await idle_share() < 0.05
 
 
-def test_pyroute2_is_as_the_netlink_socket_expects() -> None:
-    """What the subclass relies on. Should a new pyroute2 break this, `_netlink` is the one module to mend."""
-    import inspect
-
-    from pyroute2 import AsyncIPRoute
-    from pyroute2.netlink.core import AsyncCoreSocket, CoreDatagramProtocol
-    from pyroute2.netlink.nlsocket import AsyncNetlinkSocket
-
-    source = inspect.getsource(AsyncNetlinkSocket.setup_endpoint)
-    assert "self.local.transport, self.local.protocol" in source and "create_datagram_endpoint" in source
-    assert list(inspect.signature(CoreDatagramProtocol).parameters) == [
-        "on_con_lost",
-        "enqueue",
-        "error_event",
-        "status",
-    ]
-    assert "use_socket" in inspect.signature(AsyncCoreSocket.__init__).parameters
-    assert AsyncIPRoute.setup_endpoint is AsyncNetlinkSocket.setup_endpoint
-
-
 async def test_gone_before_it_is_configured() -> None:
     async with tap() as interface:
         ip("link", "del", interface.name)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
-import struct
 import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ import pytest
 
 from aiotuntap import AsyncTuntap, DeviceGoneError, SetupError
 from aiotuntap._netlink import link as _link
-from aiotuntap._netlink import socket as _netlink
+from aiotuntap._netlink import messages as _messages
+from aiotuntap._netlink import socket as _socket
+from aiotuntap._netlink.socket import RouteError, RouteSocket
 from aiotuntap.testing import example_frame
 
 from .support import (
@@ -29,6 +34,7 @@ from .support import (
     tap_with_peer,
     tun,
     tun_info,
+    turn_on_ipv6,
     unique,
 )
 
@@ -158,10 +164,11 @@ async def test_master() -> None:
 
 
 async def test_name() -> None:
-    async with tap() as interface:
+    async with AsyncTuntap(unique(), mode="tap") as interface:  # down, as kernels before 6.2 want it
         new = unique("new")
+        await interface.configure(up=True)
         if not renames_while_up():
-            with pytest.raises(SetupError, match="cannot set name of") as caught:
+            with pytest.raises(SetupError, match="set it down first") as caught:
                 await interface.configure(name=new)
             assert caught.value.errno == errno.EBUSY and interface.name != new
             await interface.configure(up=False)
@@ -219,35 +226,21 @@ async def test_tuntaps_of_a_namespace() -> None:
             assert found[0].addresses == ("10.70.0.1/24",) and found[1].index == other.index
 
 
-async def test_an_interrupted_dump_is_repeated() -> None:
-    class Route:
-        interrupted = False
-        tries = 0
+def test_an_interrupted_dump_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    done, interrupted = (_messages.Message(3, flags, 1, b"\0\0\0\0") for flags in (2, 0x12))
+    tries = 0
 
-    async def request(_command: str, **_filters: object) -> Any:
-        async def messages() -> Any:
-            Route.tries += 1
-            yield Route.tries
-            route.interrupted = Route.tries < 3
+    def ask(_socket: RouteSocket, _request: bytearray, ignore: int | None = None) -> list[_messages.Message]:
+        nonlocal tries
+        tries += 1
+        return [_messages.Message(20, 2, 1, bytes([tries % 256])), done if tries == 3 else interrupted]
 
-        return messages()
-
-    route = Route()
-    assert await _link.dump(route, request) == [3]
-    Route.tries = -1000
-    with pytest.raises(SetupError, match="changes all the time"):
-        await _link.dump(route, request)
-
-
-def message(flags: int, size: int = 16) -> bytes:
-    return struct.pack("=IHHII", size, 16, flags, 1, 0) + bytes(max((size + 3 & ~3) - 16, 0))
-
-
-def test_what_an_interrupted_dump_looks_like() -> None:
-    assert not _netlink.is_interrupted(b"") and not _netlink.is_interrupted(message(2))
-    assert not _netlink.is_interrupted(message(2, 33) + message(2))
-    assert _netlink.is_interrupted(message(2, 33) + message(2) + message(0x12))
-    assert not _netlink.is_interrupted(message(2, 0)[:15])
+    monkeypatch.setattr(RouteSocket, "ask", ask)
+    with RouteSocket(None) as route:
+        (answer,) = route.dump(_messages.dump_addresses())
+        assert answer.body == b"\3"
+        with pytest.raises(SetupError, match="changes all the time"):
+            route.dump(_messages.dump_addresses())
 
 
 async def test_links_are_found_while_others_come_and_go() -> None:
@@ -262,3 +255,224 @@ async def test_links_are_found_while_others_come_and_go() -> None:
                 await asyncio.sleep(0)
     finally:
         await churn.wait()
+
+
+async def test_a_listing_takes_one_dump_of_links_and_one_of_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    ask = RouteSocket.ask
+
+    def count(route: RouteSocket, request: bytearray, ignore: int | None = None) -> list[_messages.Message]:
+        answers = ask(route, request, ignore)
+        asked.append(len(answers))
+        return answers
+
+    async with contextlib.AsyncExitStack() as stack:
+        several = [await stack.enter_async_context(AsyncTuntap(unique(), mode="tap")) for _ in range(12)]
+        for number, each in enumerate(several):
+            await each.configure(addresses=[f"10.71.{number}.1/24", f"10.72.{number}.1/24"])
+        monkeypatch.setattr(RouteSocket, "ask", count)
+        found = {link.name: link.addresses for link in await _link.tuntaps(None)}
+        assert len(asked) == 2
+        for number, each in enumerate(several):
+            assert found[each.name] == (f"10.71.{number}.1/24", f"10.72.{number}.1/24")
+        asked.clear()
+        link = await several[3].link()
+        assert link.addresses == found[link.name]
+        # The interface itself, then its two addresses and the end of the list, picked out by the kernel.
+        assert asked == [1, 3]
+
+
+async def test_addresses_where_the_kernel_does_not_pick_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As before Linux 4.20, or without the socket option: it sends those of all interfaces, and all routes."""
+    monkeypatch.setattr(_socket, "_NETLINK_GET_STRICT_CHK", 0x7FFF)
+    async with tun() as one, tap() as other:
+        await other.configure(addresses=["10.73.0.1/24"], routes=["10.74.0.0/16"])
+        assert (await one.link()).addresses == ("10.11.12.1/24",)
+        assert (await other.link()).addresses == ("10.73.0.1/24",)
+        await one.configure(routes=["10.75.0.0/16"])
+        assert [each["dst"] for each in routes(one.name)] == ["10.11.12.0/24", "10.75.0.0/16"]
+
+
+@contextlib.contextmanager
+def before_changes(monkeypatch: pytest.MonkeyPatch, fault: Callable[[], None]) -> Iterator[None]:
+    """*fault* runs each time before the kernel is asked to change something."""
+    ask = RouteSocket.ask
+
+    def fault_and_ask(route: RouteSocket, request: bytearray, ignore: int | None = None) -> list[_messages.Message]:
+        if int.from_bytes(request[4:6], sys.byteorder) in (16, 20, 24):  # RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE
+            fault()
+        return ask(route, request, ignore)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RouteSocket, "ask", fault_and_ask)
+        yield
+
+
+def refuse() -> None:
+    raise AssertionError("the kernel is asked to change something")
+
+
+class Renamer:
+    """A program that gives an interface one new name after the other, or two by turns."""
+
+    def __init__(self, name: str, *, fresh: bool) -> None:
+        names = [unique("rn") for _ in range(2)] if not fresh else []
+        code = f"""
+            import fcntl, itertools, socket, struct, sys
+            sock, old = socket.socket(), {name!r}
+            for number in itertools.count():
+                new = {names!r}[number % 2] if {names!r} else f"rn{{number}}"
+                fcntl.ioctl(sock, 0x8923, struct.pack("16s16s8x", old.encode(), new.encode()))  # SIOCSIFNAME
+                old = new
+                if number == 0:
+                    print(flush=True)
+        """
+        self.process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
+        assert self.process.stdout is not None
+        self.process.stdout.readline()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.poll() is None
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["two names", "new names"])
+async def test_renamed_while_it_looks(fresh: bool) -> None:
+    """The kernel finds nothing by a name of a moment ago: that is no deletion."""
+    async with AsyncTuntap(unique(), mode="tap") as interface:
+        index = interface.index
+        with Renamer(interface.name, fresh=fresh):
+            for number in range(30):
+                await interface.configure(mtu=1000 + number)
+                link = await interface.link()
+                assert (link.index, link.mtu) == (index, 1000 + number)
+            async with asyncio.timeout(5):
+                async for event in interface.watch():
+                    assert event.link.index == index
+                    break
+
+
+async def test_another_interface_took_the_name_meanwhile() -> None:
+    """What was found by name must still be the own interface before it is changed."""
+    async with AsyncTuntap(unique(), mode="tap") as interface, AsyncTuntap(unique(), mode="tap") as stranger:
+        old = interface.name
+        ip("link", "set", old, "name", unique("new"))
+        ip("link", "set", stranger.name, "name", old)
+        told = [old]  # as the descriptor said a moment ago, and from then on as it says now
+
+        @contextlib.contextmanager
+        def where() -> Iterator[tuple[str, None]]:
+            yield told.pop() if told else interface.name, None
+
+        for index in (0, interface.index):
+            assert (await _link.look(where, index)).index == interface.index
+            told.append(old)
+        told.clear()
+        assert (await _link.look(where, stranger.index)).index == interface.index
+
+
+async def test_moved_while_it_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def move() -> None:
+        ip("link", "set", interface.name, "netns", name, check=False)  # the second time it is there
+
+    with named_netns() as name:
+        async with tap() as interface:
+            with before_changes(monkeypatch, move):
+                await interface.configure(mtu=1234, addresses=["10.76.0.1/24"])
+            shown = link(interface.name, "-n", name)
+            assert shown["mtu"] == 1234 and shown["ifindex"] == interface.index
+            assert (await interface.link()).addresses == ("10.76.0.1/24",)
+
+
+async def test_deleted_while_it_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def delete() -> None:
+        ip("link", "del", interface.name, check=False)
+
+    async with tap() as interface:
+        with before_changes(monkeypatch, delete), pytest.raises(DeviceGoneError):
+            await interface.configure(mtu=1234)
+
+
+async def test_what_is_so_already_is_not_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    bridge = unique("br")
+    ip("link", "add", bridge, "type", "bridge")
+    try:
+        async with AsyncTuntap(unique(), mode="tap") as interface:
+            wanted: dict[str, Any] = {
+                "up": True,
+                "mtu": 1400,
+                "mac": "02:00:00:00:00:AA",
+                "addresses": ["10.77.0.1/24", "10.77.1.1/32"],
+                "routes": ["10.78.0.0/16", "default via 10.77.0.2 metric 5", "10.79.0.1"],
+                "txqueuelen": 77,
+                "name": unique("is"),
+                "master": bridge,
+                "netns": f"/proc/{os.getpid()}/ns/net",
+            }
+            await interface.configure(**wanted)
+            with before_changes(monkeypatch, refuse):
+                await interface.configure(**wanted)
+            assert link(interface.name)["mtu"] == 1400
+    finally:
+        ip("link", "del", bridge)
+
+
+async def test_ipv6_that_is_so_already_is_not_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with AsyncTuntap(unique(), mode="tun") as interface:
+        turn_on_ipv6(interface.name)
+        wanted: dict[str, Any] = {
+            "up": True,
+            "addresses": ["fd00:50:0::1/64", "FD00:51::0001/128"],
+            "routes": ["fd00:52::/48", "default via fd00:50::2", "fd00:53::/64 metric 7"],
+        }
+        await interface.configure(**wanted)
+        with before_changes(monkeypatch, refuse):
+            await interface.configure(**wanted)
+            await interface.configure(routes=["fd00:52::/48 metric 1024"])  # the kernel's own metric
+
+
+async def test_a_route_to_where_another_interface_has_one() -> None:
+    """EEXIST of another route is no reason to do without this one."""
+    async with tun() as one, tap() as other:
+        await other.configure(addresses=["10.81.0.1/24"])
+        await one.configure(routes=["10.82.0.0/16"])
+        await other.configure(routes=["10.82.0.0/16"])
+        assert "10.82.0.0/16" in [each["dst"] for each in routes(other.name)]
+
+
+async def test_no_such_device_that_is_not_about_the_interface() -> None:
+    """An MTU below 1280 takes IPv6 off an interface, and the kernel then calls it no such device."""
+    async with AsyncTuntap(unique(), mode="tun") as interface:
+        turn_on_ipv6(interface.name)
+        await interface.configure(mtu=1000, up=True)
+        with pytest.raises(SetupError, match="cannot set (address|route) of"):
+            await interface.configure(routes=["fd00:54::/48"], addresses=["fd00:54::1/64"])
+
+
+async def test_renaming_while_up_where_the_kernel_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RouteError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    async with tap() as interface:
+        with (
+            before_changes(monkeypatch, refuse),
+            pytest.raises(SetupError, match=r"busy; before Linux 6.2 .*configure\(up=False, name='n0'\)") as caught,
+        ):
+            await interface.configure(name="n0")
+        assert caught.value.errno == errno.EBUSY
+
+
+async def test_renaming_while_up() -> None:
+    """It works from Linux 6.2 on; before, what the message says works."""
+    async with tap() as interface:
+        new = unique("new")
+        try:
+            await interface.configure(name=new)
+        except SetupError as error:
+            assert error.errno == errno.EBUSY and f"configure(up=False, name={new!r})" in str(error)
+            await interface.configure(up=False, name=new)
+        assert interface.name == new

@@ -8,9 +8,7 @@ import os
 import re
 import socket
 import subprocess
-import sys
-import textwrap
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -23,7 +21,23 @@ from aiotuntap._offload.flags import check
 from aiotuntap._transparent import TransparentQueue
 from aiotuntap.testing import example_frame
 
-from ..offload_reference import NEEDS_CSUM, TCP, UDP, Packet, filler, vnet_header
+from ..engine import coalesce, segment
+from ..offload_packets import (
+    ACK,
+    DF,
+    ECE,
+    GSO_TYPE,
+    HOP_BY_HOP,
+    NEEDS_CSUM,
+    ROUTING,
+    TCP,
+    UDP,
+    Packet,
+    extension,
+    extensions_of,
+    filler,
+    vnet_header,
+)
 from .support import (
     features_on,
     has_uso,
@@ -38,6 +52,8 @@ from .support import (
     tun_info,
     unique,
 )
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 CSUM, TSO4, TSO6, ECN = Offload.CSUM, Offload.TSO4, Offload.TSO6, Offload.ECN
 USO, ALL = Offload.USO4 | Offload.USO6, Offload.ALL
@@ -369,30 +385,70 @@ def write_now(queue: TuntapQueue) -> Callable[[bytes], Awaitable[None]]:
     return write
 
 
-def test_passing_super_frames_through_takes_no_numpy() -> None:
-    """And what `segment` makes of one, `coalesce` makes into the very same one, header included."""
-    code = f"""
-        import asyncio, socket, sys
-        sys.modules["numpy"] = None
-        from aiotuntap import AsyncTuntap, Offload, coalesce, segment
+async def test_a_super_frame_of_the_kernel_is_the_same_after_it_was_segmented_and_merged() -> None:
+    """Header included."""
+    async with AsyncTuntap(unique(), mode="tun", vnet_header=True, offload=ALL) as tun:
+        await tun.configure(addresses=["10.0.0.2/24"], up=True)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+            sender.sendto(filler(10_400, 2), ("10.0.0.1", 4000))
+        whole = await tun.queues[0].read_frame()
+        frames = segment(whole, "tun")
+        if has_uso():
+            assert len(frames) == 11
+            assert coalesce(frames, "tun") == [whole]
+        else:  # the first of eleven, with its checksum left undone
+            assert len(frames) == 1
+            assert coalesce(frames, "tun") == [bytes(10) + frames[0]]
 
-        async def main():
-            async with AsyncTuntap({unique()!r}, mode="tun", vnet_header=True, offload=Offload.ALL) as tun:
-                await tun.configure(addresses=["10.0.0.2/24"], up=True)
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-                    sender.setsockopt(socket.IPPROTO_UDP, {UDP_SEGMENT}, 1000)
-                    sender.sendto(b"data" * 2600, ("10.0.0.1", 4000))
-                whole = await tun.queues[0].read_frame()
-                frames = segment(whole, "tun")
-                print(len(frames), coalesce(frames, "tun") == [whole], "_transparent" in sys.modules)
 
-        asyncio.run(asyncio.wait_for(main(), 20))
-    """
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=30, check=False
-    )
-    # Without USO, what came was the first of eleven frames, its checksum left undone.
-    assert run.stdout == ("11 True False\n" if has_uso() else "1 False False\n"), run.stderr
+def near_the_limits(mode: Mode) -> Iterator[tuple[Packet, list[int]]]:
+    """Flows whose frames are as many, as large, as small, or with headers as long as can be merged, and somewhat more."""
+    vlan = (0x88A8, 0x8100) if mode is Mode.TAP else ()
+    for version, protocol in GSO_TYPE:
+        flow = Packet(mode=mode, version=version, protocol=protocol, fragment=DF)
+        shapes = [flow, replace(flow, vlan=vlan, source=0, destination=0, source_port=0, destination_port=0, hops=0)]
+        if protocol == TCP:
+            shapes.append(replace(flow, flags=ACK | ECE, reserved=15, urgent=0xFFFF, window=0))
+            shapes.append(replace(flow, tcp_options=filler(40, 3)))
+        if version == 4:
+            shapes += [replace(shape, vlan=vlan, options=filler(40, 3)) for shape in shapes]
+        else:
+            shapes.append(replace(flow, extensions=(extension(HOP_BY_HOP), extension(ROUTING, 1, 2)) * 4))
+            for size in (8, 176, 208, 216, 1000, 65_408, 65_432, 65_448):
+                shapes.append(replace(flow, extensions=extensions_of(size)))
+        for shape in shapes:
+            room = 65535 - shape.header_length + shape.network
+            counts = (2, 64) if shape.header_length < 1000 else (2,)
+            for count in counts:
+                for size in {1, room // count}:
+                    yield shape, [size] * count
+                    yield shape, [size] * (count - 1) + [1]
+            yield shape, [room - 1, 1]
+
+
+@pytest.mark.parametrize("napi", [False, True])
+@pytest.mark.parametrize("mode", Mode)
+async def test_the_kernel_takes_whatever_is_merged(mode: Mode, napi: bool) -> None:
+    """And whatever it would refuse merged goes frame by frame."""
+    async with AsyncTuntap(unique(), mode=mode, vnet_header=True, offload=ALL, napi=napi) as interface:
+        await interface.configure(up=True)
+        (queue,) = interface.queues
+        super_frames = 0
+        for packet, sizes in near_the_limits(mode):
+            frames = []
+            for size in sizes:
+                packet = replace(packet, payload=filler(size, 3))
+                frames.append(packet.build())
+                packet = replace(packet, sequence=packet.sequence + size)
+            for frame in coalesce(frames, mode, offload=interface.offload):
+                super_frames += frame[1] != 0
+                try:
+                    queue.write_frame_nowait(frame)
+                except InvalidFrameError as error:
+                    shape = f"IPv{packet.version}, protocol {packet.protocol}, headers of {packet.header_length} bytes"
+                    raise AssertionError(f"{shape}, payloads of {sizes}: {error}") from None
+        assert super_frames > 100
 
 
 # -- who attaches ------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -153,6 +154,48 @@ def test_what_the_owner_may_not(open_node: str, loop: Callable[[], asyncio.Abstr
         refused = as_nobody(open_node, lambda: run(create, loop))
         assert refused.startswith("SetupPermissionError") and "unshare -Urn" in refused, refused
         assert link(name)["mtu"] == 1500
+    finally:
+        ip("link", "del", name)
+
+
+@needs_root
+@LOOPS
+def test_its_owner_may_ask_for_what_is_so_already(
+    open_node: str, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    name = make_persistent(loop, owner=NOBODY, group=None)
+    ip("addr", "add", "10.44.0.1/24", "dev", name)
+    ip("link", "set", name, "up", "mtu", "1400", "address", "02:00:00:00:00:09")
+    wanted: dict[str, Any] = {
+        "up": True,
+        "mtu": 1400,
+        "mac": "02:00:00:00:00:09",
+        "txqueuelen": 1000,
+        "name": name,
+        "master": "",
+        "addresses": ["10.44.0.1/24"],
+        "routes": ["10.45.0.0/16", "default via 10.44.0.9 metric 3"],
+        "netns": "/proc/self/ns/net",
+    }
+
+    async def configure(**settings: Any) -> str:
+        async with AsyncTuntap(name, mode="tap", queues=2) as interface:
+            for route in () if settings else ("10.45.0.0/16 via 10.44.0.8", "10.46.0.0/16"):
+                with pytest.raises(SetupError, match="cannot set route .* it takes CAP_NET_ADMIN"):
+                    await interface.configure(routes=[route])
+            await interface.configure(**(settings or wanted))
+            return "done"
+
+    try:
+
+        async def routes() -> None:
+            async with AsyncTuntap(name, mode="tap", queues=2) as interface:
+                await interface.configure(**wanted)
+
+        run(routes, loop)
+        for setting, value in wanted.items():
+            assert as_nobody(open_node, lambda: run(lambda: configure(**{setting: value}), loop)) == "done", setting  # noqa: B023
+        assert as_nobody(open_node, lambda: run(configure, loop)) == "done"
     finally:
         ip("link", "del", name)
 

@@ -11,11 +11,14 @@ import threading
 from pathlib import Path
 
 import dpkt
+import pytest
 
 from aiotuntap import AsyncTuntap, TuntapQueue
 from aiotuntap.testing import example_frame
 
 from .support import ip, named_netns, needs_root, tap_with_peer
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 async def forward(a: TuntapQueue, b: TuntapQueue) -> None:

@@ -407,7 +407,9 @@ async def test_attaching_twice_with_one_descriptor() -> None:
     async with tap() as interface:
         with pytest.raises(OSError) as caught:
             fcntl.ioctl(
-                interface.queues[0].fileno(), _abi.TUNSETIFF, _abi.Ifreq("other", interface._options.flags).pack()
+                interface.queues[0].fileno(),
+                _abi.TUNSETIFF,
+                _abi.Ifreq("other", interface._interface.options.flags).pack(),
             )
         assert caught.value.errno == errno.EEXIST
 

@@ -27,6 +27,7 @@ from aiotuntap import (
     _abi,
     _device,
 )
+from aiotuntap._interface import Interface
 from aiotuntap._threads import run_in_thread
 from aiotuntap.testing import example_frame
 
@@ -176,6 +177,16 @@ async def test_frames_of_words_are_not_cut_in_silence() -> None:
         assert sent == [example_frame(1), example_frame(2)]
 
 
+async def test_a_frame_in_memory_with_gaps_is_written_as_its_bytes() -> None:
+    async with tap_with_peer() as (interface, peer):
+        (queue,) = interface.queues
+        gaps = memoryview(bytes(byte for each in example_frame(1) for byte in (each, 0)))[::2]
+        await queue.write_frame(gaps)
+        await queue.write_frames([gaps, [gaps[:20], gaps[20:]]])
+        queue.write_frame_nowait(gaps)
+        assert peer.receive() == [example_frame(1)] * 4
+
+
 async def test_frames_of_nothing_and_of_many_pieces() -> None:
     async with tap_with_peer() as (interface, peer):
         (queue,) = interface.queues
@@ -204,7 +215,7 @@ async def test_a_batch_of_refused_frames_lets_others_run() -> None:
         with pytest.raises(InvalidFrameError):
             await interface.queues[0].write_frames([b"bad"] * 3000)
         others.cancel()
-        assert turns >= 10
+        assert turns >= 3  # as often as the streams of a loop have had their time
 
 
 async def test_reading_one_by_one_keeps_to_the_buffer() -> None:
@@ -331,7 +342,7 @@ async def test_adopting_that_fails_late_closes_nothing(monkeypatch: pytest.Monke
             raise OSError(errno.ENOSPC, "no more watches")
 
         with monkeypatch.context() as patch:
-            patch.setattr(AsyncTuntap, "restore", refuse)
+            patch.setattr(Interface, "restore", refuse)
             with pytest.raises(OSError, match="no more watches"):
                 await AsyncTuntap.adopt(fds)
         for fd in fds:
@@ -386,7 +397,7 @@ async def test_wrong_arguments_later() -> None:
         for size in (0, 1.5, 2**40):
             with pytest.raises(ValueError, match="send buffer"):
                 await interface.set_send_buffer(size)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="no TuntapQueue"):
+        with pytest.raises(TypeError, match="is not a TuntapQueue"):
             await interface.remove_queues(None)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="descriptor"):
             await AsyncTuntap.adopt([2**31])

@@ -6,13 +6,12 @@ import asyncio
 import errno
 import io
 import itertools
-import os
 import random
 import re
 import socket
 import struct
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -33,17 +32,19 @@ from aiotuntap import (
     Stats,
     TuntapQueue,
     _abi,
+    _transparent,
 )
 from aiotuntap._queue import BATCH
 from aiotuntap._transparent import TransparentQueue
 from aiotuntap.testing import example_frame
 
-from ..offload_reference import ACK, DESTINATION, HOP_BY_HOP, PSH, TCP, UDP, Packet, ask_dpkt, extension, filler
+from ..offload_packets import ACK, DESTINATION, HOP_BY_HOP, PSH, TCP, UDP, Packet, ask_dpkt, extension, filler
 from .support import (
     PacketPeer,
     features_on,
     has_uso,
     idle_share,
+    inject,
     inside,
     ip,
     ipv4,
@@ -56,6 +57,8 @@ from .support import (
     until_own,
     watched_fds,
 )
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 # <linux/udp.h>, <linux/if_ether.h>, <linux/if_packet.h>
 UDP_SEGMENT, UDP_GRO, ETH_P_ALL, ETH_P_IP, SOL_PACKET, PACKET_VNET_HDR = 103, 104, 3, 0x0800, 263, 15
@@ -204,22 +207,6 @@ def tcpdump(frames: list[bytes], mode: str) -> str:
     command = ["unshare", "-U", "tcpdump", "-nvv", "-r", "-"]
     run = subprocess.run(command, input=file.getvalue(), capture_output=True, check=True)
     return run.stdout.decode()
-
-
-def patch_write(patch: pytest.MonkeyPatch, queue: TuntapQueue, judge: Callable[[bytes], int]) -> list[bytes]:
-    """Lets *judge* refuse what the queue writes with an errno, 0 for none. The list gets what was offered."""
-    original = os.write
-    offered: list[bytes] = []
-
-    def write(fd: int, data: bytes) -> int:
-        if fd == queue.fileno():
-            offered.append(bytes(data))
-            if number := judge(data):
-                raise OSError(number, os.strerror(number))
-        return original(fd, data)
-
-    patch.setattr(os, "write", write)
-    return offered
 
 
 # -- segments and super-frames, by the kernel's own senders and receivers ----------------------------------------------
@@ -511,9 +498,7 @@ def merges(packet: Packet) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_kind_that_the_kernel_does_not_take_merged_is_merged_no_more(
-    monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+async def test_a_kind_that_the_kernel_does_not_take_merged_is_merged_no_more(kind: str) -> None:
     gso_type, packet = KINDS[kind]
     version = packet.version
     frames = build(row(packet, 10))
@@ -523,7 +508,7 @@ async def test_a_kind_that_the_kernel_does_not_take_merged_is_merged_no_more(
         return errno.EINVAL if data[1] == gso_type and data[10] >> 4 == version else 0
 
     async with transparent(ipv6=True) as (_, queue):
-        offered = patch_write(monkeypatch, queue, refuses)
+        offered = inject(queue, judge=refuses)
         await queue.write_frames(frames)
         refused = int(merges(packet))
         assert [data[10:] for data in offered[refused:]] == frames
@@ -543,11 +528,25 @@ async def test_a_kind_that_the_kernel_does_not_take_merged_is_merged_no_more(
         assert queue.stats.frames_written == 60 and queue.stats.frames_refused == 0
 
 
-async def test_the_frames_of_a_refused_super_frame_arrive_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_kind_that_was_refused_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_transparent, "_PAUSE", 0.05)
+    frames = build(row(udp(), 10))
+    async with transparent() as (_, queue):
+        refusing = True
+        offered = inject(queue, judge=lambda data: errno.EINVAL if data[1] and refusing else 0)
+        await queue.write_frames(frames)
+        refusing = False
+        await asyncio.sleep(0.1)
+        offered.clear()
+        await queue.write_frames(frames)
+        assert len(offered) == 1 and queue.stats.super_frames_written == 1
+
+
+async def test_the_frames_of_a_refused_super_frame_arrive_in_order() -> None:
     flows = [row(udp(destination_port=4000 + flow), 100, 200) for flow in range(2)]
     frames = [packet.build() for pair in zip(*flows, strict=True) for packet in pair]
     async with transparent() as (_, queue):
-        patch_write(monkeypatch, queue, lambda data: errno.EINVAL if data[1] else 0)
+        inject(queue, judge=lambda data: errno.EINVAL if data[1] else 0)
         with Datagrams(port=4000) as one, Datagrams(port=4001) as other:
             await queue.write_frames(frames)
             assert one.receive() == payloads(flows[0]) and other.receive() == payloads(flows[1])
@@ -558,13 +557,11 @@ async def test_the_frames_of_a_refused_super_frame_arrive_in_order(monkeypatch: 
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EMSGSIZE, errno.EFAULT])
-async def test_a_super_frame_refused_for_one_of_its_frames_is_no_reason_to_stop_merging(
-    monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+async def test_a_super_frame_refused_for_one_of_its_frames_is_no_reason_to_stop_merging(number: int) -> None:
     packets = row(udp(), 20)
     bad = packets[13].payload
     async with transparent() as (_, queue):
-        patch_write(monkeypatch, queue, lambda data: number if bad in data else 0)
+        inject(queue, judge=lambda data: number if bad in data else 0)
         with Datagrams() as receiver:
             with pytest.raises(InvalidFrameError) as caught:
                 await queue.write_frames([example_frame(0)[:0], *build(packets)])
@@ -576,7 +573,7 @@ async def test_a_super_frame_refused_for_one_of_its_frames_is_no_reason_to_stop_
         assert queue.stats.super_frames_written == has_uso() and queue.stats.super_frames_refused == 0
 
 
-async def test_the_link_going_down_on_the_way_through_a_refused_super_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_link_going_down_on_the_way_through_a_refused_super_frame() -> None:
     """What was written one by one before that is not said to be left."""
     frames = build(row(udp(), 20))
     async with transparent() as (_, queue):
@@ -587,7 +584,7 @@ async def test_the_link_going_down_on_the_way_through_a_refused_super_frame(monk
                 return errno.EINVAL
             return errno.EIO if data.endswith(last) else 0
 
-        patch_write(monkeypatch, queue, judge)
+        inject(queue, judge=judge)
         with pytest.raises(LinkDownError) as caught:
             await queue.write_frames(frames)
         assert caught.value.__notes__ == ["13 of 20 frames were not written; the first is number 7"]
@@ -608,17 +605,7 @@ BROKEN = [
 ]
 
 
-def patch_read(patch: pytest.MonkeyPatch, queue: TuntapQueue, change: Callable[[bytes], bytes]) -> None:
-    original = os.read
-
-    def read(fd: int, size: int) -> bytes:
-        data = original(fd, size)
-        return change(data) if fd == queue.fileno() else data
-
-    patch.setattr(os, "read", read)
-
-
-async def test_frames_that_do_not_hold_together_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_frames_that_do_not_hold_together_are_dropped_and_counted() -> None:
     """Those between them come in order, super-frames or not, with each way of reading."""
     headers = itertools.cycle(BROKEN)
 
@@ -626,7 +613,7 @@ async def test_frames_that_do_not_hold_together_are_dropped_and_counted(monkeypa
         return next(headers) + data[10:] if int.from_bytes(data[-4:]) % 2 else data
 
     async with transparent() as (interface, queue):
-        patch_read(monkeypatch, queue, spoil)
+        inject(queue, change=spoil)
         with PacketPeer(interface.name, 0x0800, tun=True) as peer, SuperFrames(queue) as sock:
 
             def send(numbers: range) -> list[int]:
@@ -657,10 +644,10 @@ async def test_frames_that_do_not_hold_together_are_dropped_and_counted(monkeypa
         assert queue.stats.frames_read == 100 - 2 + 100
 
 
-async def test_a_reader_waits_on_through_frames_that_do_not_hold_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reader_waits_on_through_frames_that_do_not_hold_together() -> None:
     broken = True
     async with transparent() as (interface, queue):
-        patch_read(monkeypatch, queue, lambda data: BROKEN[0] + data[10:] if broken else data)
+        inject(queue, change=lambda data: BROKEN[0] + data[10:] if broken else data)
         with PacketPeer(interface.name, 0x0800, tun=True) as peer:
             for read in (queue.read_frame, queue.read_frames):
                 broken = True
@@ -902,19 +889,18 @@ async def test_a_wrong_type_is_named_and_what_stood_before_it_is_written() -> No
     frames: list[Any] = build(packets)
     async with transparent() as (_, queue):
         with Datagrams() as receiver:
-            wrongs: list[Any] = ["text", 7, None, [b"", "text"], memoryview(frames[0])[::2]]
+            wrongs: list[Any] = ["text", 7, None, [b"", "text"]]
             for wrong in wrongs:
-                what = None if isinstance(wrong, memoryview) else "a frame is a bytes-like object, or a list or tuple"
-                with pytest.raises((TypeError, BufferError), match=what) as caught:
+                with pytest.raises(TypeError, match="a frame is a bytes-like object, or a list or tuple") as caught:
                     await queue.write_frames([*frames[:3], b"", wrong, *frames[3:]])
                 assert caught.value.__notes__ == [
                     "4 of 8 frames were not written; the first is number 4",
                     "of the others, these were refused: [3]",
                 ]
                 assert receiver.receive() == payloads(packets[:3])
-                with pytest.raises((TypeError, BufferError)):
+                with pytest.raises(TypeError):
                     await queue.write_frame(wrong)
-                with pytest.raises((TypeError, BufferError)):
+                with pytest.raises(TypeError):
                     queue.write_frame_nowait(wrong)
             batches: list[Any] = [frames[0], bytearray(frames[0]), memoryview(frames[0]), "text"]
             for batch in batches:
@@ -941,9 +927,11 @@ async def test_single_frames_that_are_refused(mode: str) -> None:
 
 async def test_the_largest_frames_are_those_without_offloads() -> None:
     for mode in ("tun", "tap"):
-        plain = AsyncTuntap(mode=mode)._options.max_frame
+        plain = AsyncTuntap(mode=mode)._interface.options.max_frame
         async with transparent(mode) as (_, queue):
-            with pytest.raises(InvalidFrameError, match=f"{plain + 1} bytes: from 1 to {plain}"):
+            with pytest.raises(
+                InvalidFrameError, match=f"{plain + 1} bytes: on this interface it must have 1 to {plain}"
+            ):
                 await queue.write_frame(bytes(plain + 1))
             await queue.write_frame(b"\x45" * plain)
 
@@ -1057,21 +1045,22 @@ async def test_a_batch_that_waits_ends_when_there_is_nothing_to_wait_for(fault: 
         ]
 
 
-async def test_cancelling_a_batch_writes_each_frame_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelling_a_batch_writes_each_frame_whole_or_not_at_all() -> None:
     packets = row(udp(fragment=0x4000), 400, 100)
     async with transparent() as (_, queue):
         with Datagrams(gro=True) as receiver:
             for blocked in range(1, 8):
-                with monkeypatch.context() as patch:
-                    count = itertools.count(1)
-                    full = blocked
-                    offered = patch_write(patch, queue, lambda _: errno.EAGAIN * (next(count) >= full))  # noqa: B023
-                    writing = asyncio.ensure_future(queue.write_frames(build(packets)))
-                    await settle()
-                    assert not writing.done() and queue._writers
-                    writing.cancel()
-                    await asyncio.gather(writing, return_exceptions=True)
-                    assert writing.cancelled() and not queue._writers
+                engine = queue._engine
+                count = itertools.count(1)
+                full = blocked
+                offered = inject(queue, judge=lambda _: errno.EAGAIN * (next(count) >= full))  # noqa: B023
+                writing = asyncio.ensure_future(queue.write_frames(build(packets)))
+                await settle()
+                assert not writing.done() and queue._writers
+                writing.cancel()
+                await asyncio.gather(writing, return_exceptions=True)
+                assert writing.cancelled() and not queue._writers
+                queue._engine = engine
                 assert receiver.receive() == payloads(packets[: (64 if has_uso() else 1) * (blocked - 1)])
                 assert len(offered) >= blocked and len(set(offered)) == blocked  # the same one again and again
 

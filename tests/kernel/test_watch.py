@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
+import gc
+import itertools
 import os
 import socket
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+import textwrap
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any
 
 import pytest
+import uvloop
 
-from aiotuntap import AsyncTuntap, Change, LinkEvent
+from aiotuntap import AsyncTuntap, Change, LinkEvent, QueueClosedError, _threads, _tuntap
+from aiotuntap._netlink import socket as _socket
 from aiotuntap._netlink import watch as _watch
 
 from .support import idle_share, ip, link, named_netns, settle, tap, tun, unique
@@ -28,8 +36,9 @@ async def watching(interface: AsyncTuntap) -> AsyncIterator[list[LinkEvent]]:
         async for event in interface.watch():
             told.append(event)
 
+    before = _watchers()
     task = asyncio.ensure_future(watch())
-    while not task.done() and not _watchers():
+    while not task.done() and _watchers() == before:
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
     yield told
@@ -40,8 +49,8 @@ async def watching(interface: AsyncTuntap) -> AsyncIterator[list[LinkEvent]]:
 
 
 def _watchers() -> int:
-    monitors = _watch._monitors.get(asyncio.get_running_loop(), {})
-    return sum(len(monitor.watchers) for monitor in monitors.values())
+    monitors = _watch._monitors.get(asyncio.get_running_loop())
+    return sum(len(each) for monitor in (monitors or {}).values() for each in monitor.watchers.values())
 
 
 async def told(events: list[LinkEvent], *expected: Told) -> None:
@@ -174,27 +183,220 @@ async def test_closing_ends_it() -> None:
     assert _watchers() == 0
 
 
+@contextlib.contextmanager
+def a_small_receive_buffer() -> Iterator[None]:
+    """The kernel then drops notifications after a few; they cannot be read inside, since the loop does not run."""
+    (monitor,) = _watch._monitors[asyncio.get_running_loop()].values()
+    with socket.socket(fileno=os.dup(monitor._fd)) as sock:
+        before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        yield
+        with open(f"/proc/{os.getpid()}/net/netlink") as table:
+            inode = str(os.fstat(sock.fileno()).st_ino)
+            (drops,) = [int(line.split()[8]) for line in table if line.split()[-1] == inode]
+        assert drops > 0
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, before)
+
+
 async def test_lost_notifications_are_made_up_for() -> None:
+    """Those that are still queued are older than the fresh look: none of them is told after it, or instead of it."""
     async with tap() as interface, watching(interface) as events:
-        (monitor,) = _watch._monitors[asyncio.get_running_loop()].values()
-        monitor._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        asyncio.get_running_loop().remove_reader(monitor._socket.fileno())
-        for number in range(40):
+        with a_small_receive_buffer():
+            for number in range(40):
+                ip("link", "set", interface.name, "mtu", str(1000 + number))
+            ip("addr", "add", "10.42.0.1/24", "dev", interface.name)
+        await told(events, (Change.MTU, 1039), (Change.ADDRESS_ADDED, "10.42.0.1/24"))
+        ip("link", "set", interface.name, "mtu", "1100")
+        await told(events, (Change.MTU, 1100))
+
+
+async def test_a_deletion_that_was_lost_is_told() -> None:
+    async with tap() as interface, watching(interface) as events:
+        with a_small_receive_buffer():
+            for number in range(40):
+                ip("link", "set", interface.name, "mtu", str(1000 + number))
+            ip("link", "del", interface.name)
+        await told(events, (Change.DELETED, None))
+
+
+async def test_a_deletion_lost_among_the_changes_of_others() -> None:
+    async with tap() as interface, tap() as other, watching(interface) as events:
+        with a_small_receive_buffer():
+            for number in range(40):
+                ip("link", "set", other.name, "mtu", str(1000 + number))
+            ip("link", "del", interface.name)
+        await told(events, (Change.DELETED, None))
+
+
+async def test_nothing_is_told_for_changes_of_others_that_were_lost() -> None:
+    async with tap() as interface, tap() as other, watching(interface) as events:
+        with a_small_receive_buffer():
+            for number in range(40):
+                ip("link", "set", other.name, "mtu", str(1000 + number))
+        await told(events)
+        ip("link", "set", interface.name, "mtu", "1100")
+        await told(events, (Change.MTU, 1100))
+
+
+async def _next(events: AsyncIterator[LinkEvent]) -> LinkEvent:
+    return await anext(events)
+
+
+def _only_watcher() -> _watch.Watcher:
+    monitors = _watch._monitors[asyncio.get_running_loop()].values()
+    (watcher,) = [each for monitor in monitors for watchers in monitor.watchers.values() for each in watchers]
+    return watcher
+
+
+async def test_a_watcher_that_nobody_reads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _watch.PENDING <= 64
+    monkeypatch.setattr(_watch, "PENDING", 8)  # ip(8) takes a moment for each change
+    async with tap() as interface, tap() as other:
+        iterator = interface.watch()
+        first = asyncio.ensure_future(_next(iterator))
+        while not _watchers():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        watcher = _only_watcher()
+        ip("link", "set", interface.name, "mtu", "1400")
+        assert (await first).value == 1400
+        for number in range(20):
+            ip("link", "set", other.name, "mtu", str(1000 + number))
+        await settle()
+        assert len(watcher.pending) == 0
+        for number in range(2 * _watch.PENDING):
             ip("link", "set", interface.name, "mtu", str(1000 + number))
-        ip("addr", "add", "10.42.0.1/24", "dev", interface.name)
-        with pytest.raises(OSError) as caught:
-            while True:
-                monitor._socket.recv(1 << 16)
-        assert caught.value.errno == errno.ENOBUFS
-        monitor._tell(_watch.LOST)
-        asyncio.get_running_loop().add_reader(monitor._socket.fileno(), monitor._on_readable)
-        async with asyncio.timeout(2):
-            while len(events) < 2:
-                await asyncio.sleep(0.01)
-        assert [(event.kind, event.value) for event in events][:2] == [
-            (Change.MTU, 1039),
-            (Change.ADDRESS_ADDED, "10.42.0.1/24"),
-        ]
+            await settle(1)
+            assert len(watcher.pending) <= _watch.PENDING
+        assert watcher.lost
+        async with asyncio.timeout(5):
+            event = await anext(iterator)
+            assert (event.kind, event.value) == (Change.MTU, 1000 + 2 * _watch.PENDING - 1)
+            ip("link", "set", interface.name, "mtu", "1400")
+            assert (await anext(iterator)).value == 1400
+        before = len(os.listdir("/proc/self/fd"))
+        ip("link", "set", interface.name, "mtu", "1401")
+        await interface.aclose()
+        assert not watcher.pending and _watchers() == 0
+        assert len(os.listdir("/proc/self/fd")) < before - 1  # the queue, and the socket that listened
+        assert [event async for event in iterator] == []
+
+
+@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("persist", [False, True], ids=["", "persistent"])
+async def test_closing_while_watching_begins(monkeypatch: pytest.MonkeyPatch, step: int, persist: bool) -> None:
+    """At whichever step of beginning the interface is closed, watching ends, also when there is no deletion to see."""
+    interface = await AsyncTuntap(unique(), mode="tap").open()
+    await interface.set_persist(persist)
+    name = interface.name
+    closing: list[asyncio.Future[None]] = []
+    steps = itertools.count()
+    run = _threads.run_in_thread
+
+    async def close_and_run(*arguments: Any, **options: Any) -> Any:
+        if next(steps) == step:
+            closing.append(asyncio.ensure_future(interface.aclose()))
+            await asyncio.sleep(0)
+        return await run(*arguments, **options)
+
+    async def watch() -> list[LinkEvent]:
+        return [event async for event in interface.watch()]
+
+    # The import, looking for the interface, listening, looking how it is, and in between.
+    for module in (_tuntap, _socket):
+        monkeypatch.setattr(module, "run_in_thread", close_and_run)
+    async with asyncio.timeout(5):
+        task = asyncio.ensure_future(watch())
+        while not closing and not _watchers():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        if not closing:
+            await interface.aclose()
+        await asyncio.gather(*closing)
+        assert await task == []
+    if persist:
+        ip("link", "del", name)
+    assert _watchers() == 0
+
+
+async def test_closed_before_watching() -> None:
+    interface = await AsyncTuntap(unique(), mode="tap").open()
+    iterator = interface.watch()
+    await interface.aclose()
+    with pytest.raises(QueueClosedError):
+        await anext(iterator)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_loop_closed_while_watching_is_let_go(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    first = loop()
+    interface = first.run_until_complete(AsyncTuntap(unique(), mode="tap").open())
+
+    async def watch(interface: AsyncTuntap) -> None:
+        async for _ in interface.watch():
+            pass
+
+    async def begin(watching: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(watching)
+        while not _watchers():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        return task
+
+    task = first.run_until_complete(begin(watch(interface)))
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    first.close()
+    second = loop()
+    second.run_until_complete(interface.aclose())
+    second.close()
+    gone = weakref.ref(first), weakref.ref(interface)
+    del first, second, interface, task
+    gc.collect()
+    assert [each() for each in gone] == [None, None]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_forked_child_does_not_make_its_parent_deaf(loop: str) -> None:
+    """The child shares the loop's epoll instance: it may close its descriptor, and unregister nothing."""
+    code = f"""
+        import asyncio, os, subprocess, {loop}
+        from aiotuntap import AsyncTuntap
+        from aiotuntap._netlink import watch
+
+        async def main():
+            async with AsyncTuntap({unique()!r}, mode="tap") as interface:
+                told = []
+
+                async def listen():
+                    async for event in interface.watch():
+                        told.append(event.value)
+
+                task = asyncio.ensure_future(listen())
+                while not (monitors := watch._monitors.get(asyncio.get_running_loop())):
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.1)
+                (monitor,) = monitors.values()
+                ((watcher,),) = monitor.watchers.values()
+                fd = monitor._fd
+                if (pid := os.fork()) == 0:
+                    watcher.end()
+                    os._exit(os.path.exists(f"/proc/self/fd/{{fd}}"))
+                print("child", os.waitpid(pid, 0)[1])
+                subprocess.run(["ip", "link", "set", interface.name, "mtu", "1400"], check=True)
+                for _ in range(200):
+                    if told:
+                        break
+                    await asyncio.sleep(0.01)
+                print(told)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+        {loop}.run(main())
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert run.stdout.splitlines() == ["child 0", "[1400]"], run.stderr
 
 
 async def test_an_idle_watcher_costs_nothing() -> None:

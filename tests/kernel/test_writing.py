@@ -14,6 +14,8 @@ from aiotuntap.testing import example_frame
 
 from .support import PacketPeer, idle_share, ip, ipv4, link, settle, tap, tap_with_peer, tun, unique, watched_fds
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 
 async def test_tap_frames_need_an_ethernet_header() -> None:
     async with tap_with_peer() as (interface, peer):
@@ -40,14 +42,14 @@ async def test_tun_packets_need_an_ip_header() -> None:
 async def test_frames_larger_than_any_are_refused_before_the_kernel_cuts_them(options: dict[str, bool]) -> None:
     async with tap_with_peer(**options) as (interface, peer):
         (queue,) = interface.queues
-        largest = interface._options.max_frame
+        largest = interface._interface.options.max_frame
         head = bytes(4 * bool(options.get("packet_info")) + 10 * bool(options.get("vnet_header")))
         await queue.write_frame(head + example_frame(1)[:14] + bytes(largest - len(head) - 14))
         before = link(interface.name)["stats64"]["rx"]["packets"]
         for frame in (bytes(largest + 1), [bytes(14), bytes(largest - 13)], bytearray(3_000_000)):
-            with pytest.raises(InvalidFrameError, match="the largest"):
+            with pytest.raises(InvalidFrameError, match="must have 1 to"):
                 await queue.write_frame(frame)
-            with pytest.raises(InvalidFrameError, match="the largest") as caught:
+            with pytest.raises(InvalidFrameError, match="must have 1 to") as caught:
                 await queue.write_frames([frame])
             assert caught.value.indexes == (0,)
         assert link(interface.name)["stats64"]["rx"]["packets"] == before
@@ -115,7 +117,7 @@ async def test_down_is_an_error_at_once_and_up_makes_it_work_again() -> None:
         assert caught.value.errno == errno.EIO
         with pytest.raises(LinkDownError) as batch:
             await queue.write_frames([example_frame(1), example_frame(2)])
-        assert batch.value.__notes__ == ["frame 0 of 2 and those after it were not written"]
+        assert batch.value.__notes__ == ["2 of 2 frames were not written; the first is number 0"]
         with pytest.raises(LinkDownError):
             queue.write_frame_nowait(example_frame(1))
         await interface.configure(up=True)

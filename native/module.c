@@ -1,0 +1,509 @@
+/*
+ * aiotuntap._native: the packet path against the stable ABI of CPython 3.11. It is optional, and what it does not take
+ * it hands back, as None or LOOK: the Python functions of the same names then decide, raise, and word the error.
+ *
+ * Nothing waits here: descriptors are non-blocking. The GIL is held throughout, which is faster than to release it for
+ * batches that are bounded; and no Python code runs while the module's own buffer is in use.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "offload.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#ifndef SOURCES
+#error "setup.py defines SOURCES: the SHA-256 of the files in this folder"
+#endif
+
+enum {
+    READ_SIZE = 65664, /* holds the largest frame of any mode, with its header: see _abi.READ_SIZE */
+    MOST_IN_BATCH = 256,
+    LOOK = -1,         /* in the place of an errno: this frame was not tried */
+    WRONG_THREAD = -2, /* nor was this one, since the caller is not the thread that it has to be */
+};
+
+struct state {
+    PyObject *place; /* bytes of READ_SIZE that nobody else knows, or NULL: where the next frame is read to */
+    struct flow_key key;
+};
+
+/* -- arguments ----------------------------------------------------------------------------------------------------- */
+
+static bool count_is(Py_ssize_t given, Py_ssize_t expected)
+{
+    if (given == expected)
+        return true;
+    PyErr_Format(PyExc_TypeError, "takes %zd arguments, not %zd", expected, given);
+    return false;
+}
+
+/* Every argument that is a number fits into an int, or is a limit that is as good as the largest one. */
+static bool int_of(PyObject *object, int *value)
+{
+    int overflow;
+    long number = PyLong_AsLongAndOverflow(object, &overflow);
+
+    if (number == -1 && PyErr_Occurred())
+        return false;
+    *value = overflow > 0 || number > INT_MAX ? INT_MAX : overflow < 0 || number < INT_MIN ? INT_MIN : (int)number;
+    return true;
+}
+
+/* -- frames from Python -------------------------------------------------------------------------------------------- */
+
+/* A frame whose memory stays where it is until `let_go`. */
+struct held {
+    const void *data;
+    Py_ssize_t size;
+    PyObject *owner;  /* of bytes */
+    Py_buffer buffer; /* of anything else, if owner is NULL */
+};
+
+/*
+ * Forgets the exception of a frame that is handed back: Python meets it again. That of a signal handler, which may have
+ * run in a buffer that is written in Python, it would not: the signal is raised again.
+ */
+static void hand_back(void)
+{
+    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
+        PyErr_SetInterrupt();
+    PyErr_Clear();
+}
+
+/* False for what is no plain contiguous buffer. */
+static bool hold(PyObject *frame, struct held *held)
+{
+    if (PyBytes_CheckExact(frame)) {
+        held->data = PyBytes_AsString(frame);
+        held->size = PyBytes_Size(frame);
+        held->owner = Py_NewRef(frame);
+        return true;
+    }
+    if (!PyObject_CheckBuffer(frame))
+        return false;
+    if (PyObject_GetBuffer(frame, &held->buffer, PyBUF_SIMPLE) < 0) {
+        hand_back();
+        return false;
+    }
+    held->data = held->buffer.buf;
+    held->size = held->buffer.len;
+    held->owner = NULL;
+    return true;
+}
+
+static void let_go(struct held *held)
+{
+    if (held->owner)
+        Py_DECREF(held->owner);
+    else
+        PyBuffer_Release(&held->buffer);
+}
+
+/* The same of an item of a sequence. */
+static bool hold_item(PyObject *frames, Py_ssize_t index, struct held *held)
+{
+    PyObject *frame = PySequence_GetItem(frames, index);
+    bool is_held;
+
+    if (!frame) {
+        hand_back();
+        return false;
+    }
+    is_held = hold(frame, held);
+    Py_DECREF(frame);
+    return is_held;
+}
+
+/* -- reading ------------------------------------------------------------------------------------------------------- */
+
+/*
+ * One frame, or NULL and an errno; never an exception. What was read is never lost for lack of memory: it was read into
+ * an object that can be handed out itself. A large frame always is, which saves a copy; it then has more memory than it
+ * needs, at most twice as much.
+ */
+static PyObject *read_frame(struct state *state, int fd, int *error)
+{
+    PyObject *frame;
+    ssize_t size;
+    char *to;
+
+    if (!state->place && !(state->place = PyBytes_FromStringAndSize(NULL, READ_SIZE))) {
+        PyErr_Clear();
+        *error = ENOMEM;
+        return NULL;
+    }
+    to = PyBytes_AsString(state->place);
+    size = read(fd, to, READ_SIZE);
+    if (size < 0) {
+        *error = errno;
+        return NULL;
+    }
+    if (size < READ_SIZE / 2) {
+        frame = PyBytes_FromStringAndSize(to, size);
+        if (frame)
+            return frame;
+        PyErr_Clear();
+    }
+    frame = state->place;
+    state->place = NULL;
+    to[size] = '\0'; /* as bytes always end */
+    Py_SET_SIZE((PyVarObject *)frame, size);
+    return frame;
+}
+
+static PyObject *read_batch(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    struct state *state = PyModule_GetState(module);
+    int fd, limit, enough, error = 0;
+    Py_ssize_t count = 0, bytes = 0;
+    PyObject *answer, *frames;
+
+    if (!count_is(given, 3) || !int_of(args[0], &fd) || !int_of(args[1], &limit) || !int_of(args[2], &enough))
+        return NULL;
+    if (limit > MOST_IN_BATCH)
+        limit = MOST_IN_BATCH;
+    /* All that could fail is made before a frame is read: the answer here, and the place in the list below. */
+    if (!(answer = PyTuple_New(2)))
+        return NULL;
+    if (!(frames = PyList_New(0))) {
+        Py_DECREF(answer);
+        return NULL;
+    }
+    while (count < limit && bytes < enough) {
+        PyObject *frame;
+
+        if (PyList_Append(frames, Py_None) < 0) {
+            PyErr_Clear();
+            error = ENOMEM;
+            break;
+        }
+        frame = read_frame(state, fd, &error);
+        if (!frame) {
+            PyList_SetSlice(frames, count, count + 1, NULL);
+            break;
+        }
+        bytes += PyBytes_Size(frame);
+        PyList_SetItem(frames, count++, frame);
+    }
+    PyTuple_SetItem(answer, 0, frames);
+    PyTuple_SetItem(answer, 1, PyLong_FromLong(error)); /* so small an integer always exists already */
+    return answer;
+}
+
+static PyObject *read_one(PyObject *module, PyObject *argument)
+{
+    struct state *state = PyModule_GetState(module);
+    int fd, error = 0;
+    PyObject *frame;
+
+    if (!int_of(argument, &fd))
+        return NULL;
+    frame = read_frame(state, fd, &error);
+    return frame ? frame : PyLong_FromLong(error);
+}
+
+/* -- writing ------------------------------------------------------------------------------------------------------- */
+
+static int write_held(int fd, int largest, const struct held *held)
+{
+    if (held->size < 1 || held->size > largest)
+        return LOOK;
+    return write(fd, held->data, (size_t)held->size) < 0 ? errno : 0;
+}
+
+static PyObject *write_batch(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    int fd, largest, most, error = 0;
+    Py_ssize_t start, size, count = 0;
+    struct held held;
+
+    (void)module;
+    if (!count_is(given, 5) || !int_of(args[0], &fd) || !int_of(args[1], &largest) || !int_of(args[3], &most))
+        return NULL;
+    start = PyLong_AsSsize_t(args[2]);
+    if ((start == -1 && PyErr_Occurred()) || (size = PySequence_Size(args[4])) < 0)
+        return NULL;
+    if (start < 0) {
+        PyErr_SetString(PyExc_TypeError, "start is below 0");
+        return NULL;
+    }
+    if (most > MOST_IN_BATCH)
+        most = MOST_IN_BATCH;
+    for (; count < most && count < size - start && !error; count += !error) {
+        if (hold_item(args[4], start + count, &held)) {
+            error = write_held(fd, largest, &held);
+            let_go(&held);
+        } else {
+            error = LOOK;
+        }
+    }
+    return Py_BuildValue("(ni)", count, error);
+}
+
+static PyObject *write_one(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    int fd, largest, error = LOOK;
+    unsigned long thread;
+    struct held held;
+
+    (void)module;
+    if (!count_is(given, 4) || !int_of(args[0], &fd) || !int_of(args[1], &largest))
+        return NULL;
+    thread = PyLong_AsUnsignedLong(args[2]);
+    if (thread == (unsigned long)-1 && PyErr_Occurred())
+        return NULL;
+    if (thread != PyThread_get_thread_ident()) {
+        error = WRONG_THREAD;
+    } else if (hold(args[3], &held)) {
+        error = write_held(fd, largest, &held);
+        let_go(&held);
+    }
+    return PyLong_FromLong(error);
+}
+
+/* -- segmenting and merging ---------------------------------------------------------------------------------------- */
+
+static PyObject *new_bytes(uint32_t size, uint8_t **data)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+
+    if (bytes)
+        *data = (uint8_t *)PyBytes_AsString(bytes);
+    return bytes;
+}
+
+static PyObject *cut_all(const struct cut *cut)
+{
+    PyObject *list = PyList_New((Py_ssize_t)cut->count);
+
+    for (uint32_t i = 0; list && i < cut->count; i++) {
+        uint8_t *to;
+        PyObject *bytes = new_bytes(cut_size(cut, i), &to);
+
+        if (!bytes) {
+            Py_CLEAR(list);
+            break;
+        }
+        cut_write(cut, i, to);
+        PyList_SetItem(list, (Py_ssize_t)i, bytes);
+    }
+    return list;
+}
+
+static PyObject *segment(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    int tap, header_size;
+    PyObject *list = NULL;
+    struct held held;
+    struct cut cut;
+
+    (void)module;
+    if (!count_is(given, 3) || (tap = PyObject_IsTrue(args[1])) < 0 || !int_of(args[2], &header_size))
+        return NULL;
+    if (!is_header_size(header_size) || !hold(args[0], &held))
+        Py_RETURN_NONE;
+    if (held.size <= UINT32_MAX && cut_prepare(&cut, held.data, (uint32_t)held.size, tap, (uint32_t)header_size))
+        list = cut_all(&cut);
+    else
+        list = Py_NewRef(Py_None);
+    let_go(&held);
+    return list;
+}
+
+/* A frame as bytes of its own; NULL for what is no plain contiguous buffer, or with an exception. */
+static PyObject *copy_of(PyObject *frame)
+{
+    PyObject *copy;
+    struct held held;
+
+    if (!hold(frame, &held))
+        return NULL;
+    copy = PyBytes_FromStringAndSize(held.data, held.size);
+    let_go(&held);
+    return copy;
+}
+
+/* Takes the frames into a plan, which owns them from then on. False, perhaps with an exception, if one is not taken. */
+static bool take_frames(struct plan *plan, PyObject *frames)
+{
+    for (uint32_t i = 0; i < plan->frame_count; i++) {
+        PyObject *frame = PySequence_GetItem(frames, (Py_ssize_t)i);
+        Py_ssize_t size;
+
+        if (!frame) {
+            hand_back();
+            return false;
+        }
+        if (!PyBytes_CheckExact(frame)) {
+            PyObject *copy = copy_of(frame);
+
+            Py_DECREF(frame);
+            if (!(frame = copy))
+                return false;
+        }
+        plan->frames[i] = (struct frame){(const uint8_t *)PyBytes_AsString(frame), 0, frame};
+        size = PyBytes_Size(frame);
+        if (size > UINT32_MAX)
+            return false;
+        plan->frames[i].size = (uint32_t)size;
+    }
+    return true;
+}
+
+static PyObject *build_run(const struct plan *plan, const struct run *run, uint32_t header_size)
+{
+    uint8_t *to;
+    PyObject *bytes = new_bytes(run_size(plan, run, header_size), &to);
+
+    if (bytes)
+        run_write(plan, run, header_size, to);
+    return bytes;
+}
+
+/* The frame, the numbers of the plain frames in it, and the offload that it takes. */
+static PyObject *describe_run(const struct plan *plan, const struct run *run, uint32_t header_size)
+{
+    PyObject *answer = PyTuple_New(3), *bytes = build_run(plan, run, header_size);
+    PyObject *indexes = PyList_New((Py_ssize_t)run->count);
+    PyObject *offload = PyLong_FromLong(run->count > 1 ? run->offload : 0);
+    uint32_t index = run->first;
+    bool failed = !answer || !bytes || !indexes || !offload;
+
+    for (uint32_t i = 0; !failed && i < run->count; i++, index = plan->next[index]) {
+        PyObject *number = PyLong_FromLong((long)index);
+
+        failed = !number || PyList_SetItem(indexes, (Py_ssize_t)i, number) < 0;
+    }
+    if (failed) {
+        Py_XDECREF(answer);
+        Py_XDECREF(bytes);
+        Py_XDECREF(indexes);
+        Py_XDECREF(offload);
+        return NULL;
+    }
+    PyTuple_SetItem(answer, 0, bytes);
+    PyTuple_SetItem(answer, 1, indexes);
+    PyTuple_SetItem(answer, 2, offload);
+    return answer;
+}
+
+typedef PyObject *build_function(const struct plan *, const struct run *, uint32_t);
+
+static PyObject *build_runs(const struct plan *plan, uint32_t header_size, build_function *build)
+{
+    PyObject *list = PyList_New((Py_ssize_t)plan->run_count);
+
+    for (uint32_t i = 0; list && i < plan->run_count; i++) {
+        PyObject *built = build(plan, &plan->runs[i], header_size);
+
+        if (built)
+            PyList_SetItem(list, (Py_ssize_t)i, built);
+        else
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+static PyObject *merge_with(PyObject *module, PyObject *const *args, Py_ssize_t given, build_function *build)
+{
+    const struct state *state = PyModule_GetState(module);
+    int tap, offload, header_size;
+    PyObject *list = NULL;
+    Py_ssize_t size;
+    struct plan *plan;
+
+    if (!count_is(given, 4) || (tap = PyObject_IsTrue(args[1])) < 0 || !int_of(args[2], &offload) ||
+        !int_of(args[3], &header_size) || (size = PySequence_Size(args[0])) < 0)
+        return NULL;
+    if (!is_header_size(header_size) || size > MOST_FRAMES)
+        Py_RETURN_NONE;
+    if (!(plan = plan_new((uint32_t)size)))
+        return PyErr_NoMemory();
+    if (take_frames(plan, args[0])) {
+        plan_make(plan, tap, (unsigned)offload, &state->key);
+        list = build_runs(plan, (uint32_t)header_size, build);
+    } else if (!PyErr_Occurred()) {
+        list = Py_NewRef(Py_None);
+    }
+    for (uint32_t i = 0; i < plan->frame_count; i++)
+        Py_XDECREF((PyObject *)plan->frames[i].owner);
+    plan_free(plan);
+    return list;
+}
+
+static PyObject *coalesce(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    return merge_with(module, args, given, build_run);
+}
+
+static PyObject *merge(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    return merge_with(module, args, given, describe_run);
+}
+
+/* -- the module ---------------------------------------------------------------------------------------------------- */
+
+static int execute(PyObject *module)
+{
+    struct state *state = PyModule_GetState(module);
+    PyObject *os = PyImport_ImportModule("os");
+    PyObject *random = os ? PyObject_CallMethod(os, "urandom", "n", (Py_ssize_t)sizeof state->key) : NULL;
+    int result = -1;
+
+    if (random && PyBytes_Size(random) == (Py_ssize_t)sizeof state->key) {
+        memcpy(&state->key, PyBytes_AsString(random), sizeof state->key);
+        result = PyModule_AddStringConstant(module, "SOURCES", SOURCES);
+    }
+    Py_XDECREF(random);
+    Py_XDECREF(os);
+    return result;
+}
+
+static void module_free(void *module)
+{
+    struct state *state = PyModule_GetState(module);
+
+    if (state)
+        Py_CLEAR(state->place);
+}
+
+/* PyCFunction is the type of all methods in the table, whatever their flags make of their arguments. */
+#define FAST(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL}
+
+static PyMethodDef methods[] = {
+    FAST(read_batch), {"read_one", read_one, METH_O, NULL}, FAST(write_batch),     FAST(write_one),
+    FAST(segment),    FAST(coalesce),                       FAST(merge),           {NULL, NULL, 0, NULL},
+};
+
+/*
+ * Py_mod_multiple_interpreters came with 3.12 and is not in the limited API of 3.11, which refuses to load a slot that
+ * it does not know. Free-threading is not declared: this relies on the GIL.
+ */
+#define MULTIPLE_INTERPRETERS 3
+#define PER_INTERPRETER_GIL ((void *)2)
+
+static PyModuleDef_Slot slots_of_311[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, (void *)execute},
+    {MULTIPLE_INTERPRETERS, PER_INTERPRETER_GIL},
+    {0, NULL},
+};
+
+#define DEFINITION(slots_of_version)                                                                                   \
+    {                                                                                                                  \
+        PyModuleDef_HEAD_INIT, .m_name = "aiotuntap._native", .m_size = sizeof(struct state), .m_methods = methods,    \
+        .m_slots = (slots_of_version), .m_free = module_free,                                                          \
+    }
+
+static PyModuleDef definition_of_311 = DEFINITION(slots_of_311);
+static PyModuleDef definition = DEFINITION(slots);
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    return PyModuleDef_Init(Py_Version >= 0x030c0000 ? &definition : &definition_of_311);
+}

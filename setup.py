@@ -1,0 +1,59 @@
+"""The C extension. Everything else about the package is in pyproject.toml.
+
+AIOTUNTAP_EXTENSION=1 makes an installation fail where the extension cannot be compiled, 0 leaves it out. Otherwise it is
+compiled where that is possible.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+wanted = os.environ.get("AIOTUNTAP_EXTENSION", "")
+if wanted not in ("", "0", "1"):
+    sys.exit(f"AIOTUNTAP_EXTENSION must be 0, 1 or empty, not {wanted!r}")
+
+sources = sorted(str(path) for path in Path("native").glob("*.c"))
+everything = sorted([*sources, *(str(path) for path in Path("native").glob("*.h"))])
+# The tests compare it with the files, so that they never run against an extension of before a change.
+digest = hashlib.sha256(b"".join(Path(path).read_bytes() for path in everything)).hexdigest()
+
+native = Extension(
+    "aiotuntap._native",
+    sources,
+    depends=everything,
+    define_macros=[("Py_LIMITED_API", "0x030B0000"), ("SOURCES", f'"{digest}"')],
+    extra_compile_args=["-std=c11", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra"],
+    py_limited_api=True,
+    optional=wanted != "1",
+)
+
+
+class BuildExtension(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            super().build_extension(ext)
+        except Exception:
+            if ext.optional:
+                print(  # noqa: T201
+                    "aiotuntap: the C extension cannot be compiled (see above). The engine in Python, which is slower, "
+                    "is installed. To compile it: a C compiler and the headers of Python, on Debian 'apt-get install "
+                    "build-essential python3-dev', and install again.",
+                    file=sys.stderr,
+                )
+            raise  # setuptools goes on where the extension is optional
+
+
+if wanted == "0":
+    setup()
+else:
+    setup(
+        ext_modules=[native],
+        cmdclass={"build_ext": BuildExtension},
+        options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    )

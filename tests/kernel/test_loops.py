@@ -1,0 +1,330 @@
+"""An interface and its loop: closed loops, other loops and threads, forks, copies, tasks that are cancelled again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gc
+import os
+import pickle
+import resource
+import threading
+import time
+import warnings
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+import uvloop
+
+from aiotuntap import AsyncTuntap, QueueClosedError, SetupError
+from aiotuntap._threads import run_in_thread
+from aiotuntap.testing import example_frame
+
+from .support import PacketPeer, idle_share, ip, settle, tap, tap_with_peer, unique, watched_fds
+
+LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
+
+
+async def cancelled_again_and_again(call: Awaitable[Any], delay: float = 0.0) -> bool:
+    """Cancels on every iteration of the loop, as anyio does. Whether it ended by being cancelled."""
+    task = asyncio.ensure_future(call)
+    await asyncio.sleep(delay)
+    async with asyncio.timeout(20):
+        while not task.done():
+            task.cancel()
+            await asyncio.sleep(0)
+    if not task.cancelled():
+        task.result()
+    return task.cancelled()
+
+
+def exists(name: str) -> bool:
+    return f" {name}: " in ip("link") or f" {name}@" in ip("link")
+
+
+# -- cancelled again and again -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.0005, 0.002, 0.005])
+async def test_opening_cancelled_on_every_iteration(delay: float) -> None:
+    name = unique()
+    interface = AsyncTuntap(name, mode="tap")
+    threads = threading.active_count()
+    if not await cancelled_again_and_again(interface.open(), delay):
+        await interface.aclose()
+    assert threading.active_count() <= threads + 1
+    assert not exists(name)
+
+
+async def test_closing_cancelled_on_every_iteration_closes_all_the_same() -> None:
+    for close in ("aclose", "remove_queues", "queue"):
+        interface = await AsyncTuntap(unique(), mode="tap", queues=2).open()
+        queue = interface.queues[0]
+        calls: dict[str, Awaitable[None]] = {
+            "aclose": interface.aclose(),
+            "remove_queues": interface.remove_queues(*interface.queues),
+            "queue": queue.aclose(),
+        }
+        assert await cancelled_again_and_again(calls.pop(close))
+        for unused in calls.values():
+            unused.close()  # type: ignore[attr-defined]
+        assert queue.closed
+        await interface.aclose()
+        assert not exists(interface.name)
+
+
+async def test_adding_and_configuring_cancelled_on_every_iteration() -> None:
+    async with tap() as interface:
+        for delay in (0, 0.0005, 0.002):
+            await cancelled_again_and_again(interface.add_queues(2), delay)
+            await cancelled_again_and_again(interface.configure(mtu=1400), delay)
+            await cancelled_again_and_again(interface.link(), delay)
+        descriptors = len(interface.queues)
+        assert (await interface.link()).queues == descriptors
+
+
+async def test_with_a_scope_of_anyio_around_it() -> None:
+    name = unique()
+    with anyio.move_on_after(0.05) as scope:
+        async with AsyncTuntap(name, mode="tap") as interface:
+            await interface.configure(up=True)
+            await interface.queues[0].read_frame()
+    assert scope.cancelled_caught
+    assert not exists(name)
+
+
+async def test_closing_during_opening_waits_for_it_also_when_cancelled() -> None:
+    for again in (False, True):
+        interface = AsyncTuntap(unique(), mode="tap")
+        opening = asyncio.ensure_future(interface.open())
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(interface.aclose())
+        await asyncio.sleep(0)
+        if again:
+            await cancelled_again_and_again(closing)
+        else:
+            closing.cancel()
+            await asyncio.gather(closing, return_exceptions=True)
+        assert closing.cancelled()
+        assert opening.done() or not interface._under_way
+        with pytest.raises(QueueClosedError):
+            await opening
+        assert not exists(interface.name)
+
+
+# -- loops that end ----------------------------------------------------------------------------------------------------
+
+
+@LOOPS
+def test_a_loop_closed_inside_of_async_with(new_loop: NewLoop) -> None:
+    name = unique()
+
+    async def use() -> None:
+        async with AsyncTuntap(name, mode="tap", queues=2) as interface:
+            await interface.configure(up=True)
+            await interface.queues[0].read_frame()
+
+    loop = new_loop()
+    task = loop.create_task(use())
+    loop.run_until_complete(asyncio.sleep(0.2))
+    assert exists(name)
+    loop.close()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the collector may find the interface before the coroutine
+        del task
+        gc.collect()
+    assert not exists(name)
+
+
+@LOOPS
+def test_an_interface_of_a_closed_loop_can_be_closed_from_another(new_loop: NewLoop) -> None:
+    interface = AsyncTuntap(unique(), mode="tap")
+    loop = new_loop()
+    loop.run_until_complete(interface.open())
+    loop.close()
+    asyncio.run(interface.aclose())
+    assert interface.closed and not exists(interface.name)
+
+
+# -- other loops and threads -------------------------------------------------------------------------------------------
+
+
+async def test_use_from_another_thread_names_both_and_does_nothing() -> None:
+    async with tap_with_peer(queues=2) as (interface, peer):
+        queue = interface.queues[0]
+        # Before and after the queue was in use: what one may do on credit, another thread may not.
+        for _ in range(2):
+            calls: list[Callable[[], Awaitable[Any]]] = [
+                queue.read_frame,
+                queue.read_frames,
+                lambda: queue.write_frame(example_frame(1)),
+                lambda: queue.write_frames([example_frame(1)]),
+                queue.aclose,
+                queue.disable,
+                queue.enable,
+                interface.add_queues,
+                lambda: interface.remove_queues(queue),
+                lambda: interface.configure(mtu=1400),
+                interface.link,
+                interface.aclose,
+                lambda: interface.set_persist(True),
+                lambda: interface.set_send_buffer(1000),
+            ]
+            for call in calls:
+
+                async def use(call: Callable[[], Awaitable[Any]] = call) -> None:
+                    await call()
+
+                with pytest.raises(RuntimeError, match=r"belongs to .*oop.* in thread \d+, and was called from .*oop"):
+                    await run_in_thread(lambda use=use: asyncio.run(use()))  # type: ignore[misc]
+            for now in (queue.read_frame_nowait, queue.read_frames_nowait, lambda: queue.write_frame_nowait(b"")):
+                with pytest.raises(RuntimeError, match="no event loop"):
+                    await run_in_thread(now)
+            assert peer.receive() == [] and not queue.closed
+            await queue.write_frame(example_frame(7))
+            assert peer.receive() == [example_frame(7)]
+        assert (await interface.link()).mtu == 1500
+
+
+@LOOPS
+def test_use_from_another_loop_in_the_same_thread(new_loop: NewLoop) -> None:
+    interface = AsyncTuntap(unique(), mode="tap")
+    loop, other = new_loop(), new_loop()
+    loop.run_until_complete(interface.open())
+    loop.run_until_complete(interface.configure(up=True))
+    queue = interface.queues[0]
+    for call in (
+        queue.read_frame,
+        queue.read_frames,
+        lambda: queue.write_frame(example_frame(1)),
+        lambda: queue.write_frames([example_frame(1)]),
+        interface.add_queues,
+        interface.link,
+        interface.aclose,
+    ):
+        with pytest.raises(RuntimeError, match="belongs to"):
+            other.run_until_complete(call())
+    loop.run_until_complete(interface.aclose())
+    loop.close()
+    other.close()
+
+
+# -- forks -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["collect", "close"])
+async def test_a_child_that_drops_its_copy_leaves_the_parent_alone(how: str) -> None:
+    interface = await AsyncTuntap(unique(), mode="tap").open()
+    await interface.configure(up=True)
+    with PacketPeer(interface.name) as peer:
+        queue = interface.queues[0]
+        before = watched_fds()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forks beside threads
+            pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                if how == "collect":
+                    interface.__del__()
+                else:
+                    interface._abandon(interface.queues)
+                status = 0
+            finally:
+                os._exit(status)
+        assert await run_in_thread(lambda: os.waitpid(pid, 0)[1]) == 0
+        assert watched_fds() == before
+        for number in range(2):
+            peer.send(example_frame(number))
+            async with asyncio.timeout(5):
+                assert await queue.read_frame() == example_frame(number)
+        assert await idle_share() < 0.05
+    await interface.aclose()
+    assert not exists(interface.name)
+
+
+# -- copies ------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_owns_descriptors_is_not_copied() -> None:
+    async with tap_with_peer() as (interface, peer):
+        for owner in (interface, interface.queues[0]):
+            copies: list[Callable[[Any], object]] = [copy.copy, copy.deepcopy, pickle.dumps]
+            for each in copies:
+                with pytest.raises(TypeError, match="cannot be copied or pickled"):
+                    each(owner)
+        gc.collect()
+        peer.send(example_frame(1))
+        assert await interface.queues[0].read_frame() == example_frame(1)
+
+
+# -- no descriptors left -----------------------------------------------------------------------------------------------
+
+
+async def test_adding_without_descriptors_leaks_none() -> None:
+    async with tap() as interface:
+        await settle()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        before = sorted(os.listdir("/proc/self/fd"))
+        highest = max(map(int, before))
+        try:
+            for room in range(1, 8):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (highest + room, hard))
+                for _ in range(3):
+                    try:
+                        added = await interface.add_queues(3)
+                    except SetupError as error:
+                        assert "ulimit -n" in str(error)
+                    else:
+                        await interface.remove_queues(*added)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert sorted(os.listdir("/proc/self/fd")) == before
+        assert len(interface.queues) == 1
+
+
+# -- others run meanwhile ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queues", [1, 8])
+async def test_a_flood_leaves_time_for_others(queues: int) -> None:
+    """Readers that always find frames, with some work for each: other tasks run all the time."""
+    async with tap(queues=queues) as interface:
+        end = time.monotonic() + 0.5
+        read = 0
+
+        async def work(queue: Any) -> None:
+            nonlocal read
+            while True:
+                for _ in await queue.read_frames():
+                    read += 1
+                    until = time.perf_counter() + 20e-6
+                    while time.perf_counter() < until:
+                        pass
+
+        def flood() -> None:
+            with PacketPeer(interface.name) as peer:
+                number = 0
+                while time.monotonic() < end:
+                    for _ in range(50):
+                        number += 1
+                        peer.send(example_frame(number))
+                    time.sleep(0.0005)
+
+        tasks = [asyncio.ensure_future(work(queue)) for queue in interface.queues]
+        sending = asyncio.ensure_future(asyncio.to_thread(flood))
+        most = 0
+        while time.monotonic() < end:
+            before = read
+            await asyncio.sleep(0)
+            most = max(most, read - before)
+        await sending
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # A slice of 2 ms is 100 frames, and one batch of 128 is handed out within it at the latest.
+        assert read > 500 and most <= 256

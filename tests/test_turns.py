@@ -1,0 +1,146 @@
+"""How streams share the time of a loop, and what a reader or a writer waits on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from aiotuntap._turns import CREDIT, PAUSE, SLICE, Turn, Turns, turns_of
+from aiotuntap.testing import example_frame, memory_pair
+
+
+async def test_a_turn_keeps_every_callback_and_forgets_those_that_are_removed() -> None:
+    turn = Turn()
+    called: list[int] = []
+
+    def first(_: object) -> None:
+        called.append(1)
+
+    def second(_: object) -> None:
+        called.append(2)
+
+    turn.add_done_callback(first)
+    turn.add_done_callback(second)
+    turn.add_done_callback(first)
+    assert turn.remove_done_callback(first) == 2
+    assert turn.remove_done_callback(first) == 0
+    turn.add_done_callback(first)
+    turn.give()
+    turn.add_done_callback(second)  # it is done: at the next opportunity
+    assert called == []
+    await asyncio.sleep(0)
+    assert called == [2, 1, 2]
+
+
+async def test_a_turn_can_be_waited_for_by_others_too() -> None:
+    turn = Turn()
+    tasks = [asyncio.ensure_future(asyncio.wait([turn])) for _ in range(2)]
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_soon(turn.give_now)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*tasks)
+    cancelled = Turn()
+    waiter = asyncio.ensure_future(asyncio.wait([cancelled]))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    async with asyncio.timeout(5):
+        done, _ = await waiter
+    assert done == {cancelled}
+
+
+async def test_who_waits_in_line_comes_in_order_and_not_before_the_loop_went_round() -> None:
+    loop = asyncio.get_running_loop()
+    turns = turns_of(loop)
+    assert turns_of(loop) is turns
+    order: list[object] = []
+    for number in range(3):
+        turns.join(loop, lambda number=number: order.append(number))  # type: ignore[misc]
+    loop.call_soon(order.append, "another")
+    assert order == []
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [each for each in order if each != "another"] == [0, 1, 2] and "another" in order
+
+
+async def test_a_slice_that_is_used_up_lets_the_loop_go_round() -> None:
+    loop = asyncio.get_running_loop()
+    turns = Turns()
+    order: list[str] = []
+
+    def work() -> None:
+        order.append("work")
+        time.sleep(SLICE)
+
+    for _ in range(3):
+        turns.join(loop, work)
+
+    async def other() -> None:
+        while len(order) < 6:
+            order.append("other")
+            await asyncio.sleep(0)
+
+    await other()
+    assert order.count("work") == 3
+    assert "work work" not in " ".join(order)
+
+
+async def test_a_stream_that_is_called_after_a_pause_goes_to_work_at_once() -> None:
+    turns = Turns()
+    assert turns.begin()
+    time.sleep(SLICE + 0.001)
+    turns.pause()
+    assert not turns.begin()
+    time.sleep(2 * PAUSE)
+    assert turns.begin()
+
+
+async def test_an_exception_in_a_turn_keeps_nobody_waiting() -> None:
+    loop = asyncio.get_running_loop()
+    turns = Turns()
+    told: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    order: list[int] = []
+    turns.join(loop, lambda: 1 / 0)
+    turns.join(loop, lambda: order.append(1))
+    for _ in range(4):
+        await asyncio.sleep(0)
+    assert order == [1] and isinstance(told[0]["exception"], ZeroDivisionError)
+
+
+async def test_writers_look_at_the_clock_now_and_then() -> None:
+    turns = Turns()
+    granted = 0
+    while turns.extend():
+        granted += turns.credit
+        turns.credit = 0
+    assert CREDIT <= granted <= 2 * CREDIT  # and after that, no more without a turn
+    await turns.next(asyncio.get_running_loop())
+    assert turns.credit == CREDIT and turns.extend()
+
+
+async def test_streams_that_always_find_frames_let_others_run() -> None:
+    pairs = [memory_pair() for _ in range(8)]
+
+    async def relay(number: int) -> None:
+        _, far = pairs[number]
+        while True:
+            for _ in await far.read_frames(10):
+                time.sleep(20e-6)
+
+    async def flood() -> None:
+        while True:
+            for near, _ in pairs:
+                for number in range(20):
+                    near.write_frame_nowait(example_frame(number))
+            await asyncio.sleep(0)
+
+    tasks = [asyncio.ensure_future(flood()), *(asyncio.ensure_future(relay(number)) for number in range(8))]
+    turns = 0
+    end = time.monotonic() + 0.2
+    while time.monotonic() < end:
+        await asyncio.sleep(0)
+        turns += 1
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert turns > 10
