@@ -7,6 +7,7 @@ unset takes it if it is there. Both do the same; see the functions in Python for
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,23 @@ from ._offload import segment as _segment
 from ._types import Buffer, Frame, Mode, Offload
 
 VARIABLE = "AIOTUNTAP_EXTENSION"
+#: Its value when this package was imported.
+WANTED = os.environ.get(VARIABLE, "")
+
+#: How to get the C engine.
+INSTALL = (
+    "install a C compiler and Python's headers (Debian: apt-get install build-essential python3-dev) and then aiotuntap"
+    " again"
+)
+#: What the engine in Python costs.
+COST = "cutting and merging super-frames takes about 50 times the CPU time that the C engine takes"
 
 #: A frame with a virtio_net_hdr, the numbers of the plain frames in it, and the value of the offload that it takes.
 Merged = tuple[bytes, list[int], int]
 
 
 class SlowEngineWarning(UserWarning):
-    """Offloads are on, and the engine that runs is the one in Python, which moves a fraction of what the C one does."""
+    """An interface cuts and merges super-frames (``offload`` without ``vnet_header``) with the slow engine in Python."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,46 +85,49 @@ PYTHON = Engine(
 )
 
 
-def _load() -> Engine | None:
-    """The C engine, or None where it is not installed or not wanted."""
-    wanted = os.environ.get(VARIABLE, "")
-    if wanted == "0":
-        return None
+def _cannot_be_imported(message: str) -> ImportError:
+    """With this name 'python -m aiotuntap' says the message in one line; others would be a traceback (see runpy)."""
+    return ImportError(message, name=__package__)
+
+
+def _load() -> tuple[Engine | None, str]:
+    """The C engine; or None, and why it cannot be imported where that was tried."""
+    if WANTED not in ("", "0", "1"):
+        raise _cannot_be_imported(f"{VARIABLE} must be 0, 1 or empty, not {WANTED!r}")
+    if WANTED == "0":
+        return None, ""
     try:
-        from . import _native
+        # "from . import _native" would report a circular import where there is no such module.
+        from ._native import coalesce, merge, read_batch, read_one, segment, write_batch, write_one
     except ImportError as error:
-        if wanted == "1":
-            raise ImportError(
-                f"{VARIABLE}=1, but the C extension cannot be imported ({error}): install a C compiler and Python's"
-                " headers (Debian: gcc python3-dev) and then this package again, or unset the variable",
-                name="aiotuntap._native",
-            ) from error
-        return None
-    return Engine(
-        "C",
-        _native.read_batch,
-        _native.read_one,
-        _native.write_batch,
-        _native.write_one,
-        _native.segment,
-        _native.coalesce,
-        _native.merge,
-    )
+        if WANTED == "1":
+            message = (
+                f"{VARIABLE}=1, but the C extension cannot be imported ({error}): {INSTALL}, or unset the variable"
+            )
+            raise _cannot_be_imported(message) from error
+        return None, str(error)
+    return Engine("C", read_batch, read_one, write_batch, write_one, segment, coalesce, merge), ""
 
 
-NATIVE = _load()
+#: The C engine, and why it cannot be imported.
+NATIVE, MISSING = _load()
 
 #: The one that runs.
 engine = NATIVE or PYTHON
 
 
 def warn_if_slow() -> None:
-    """Says once for each place in a program that offloads are on with the slow engine."""
-    if engine is PYTHON:
-        warnings.warn(
-            "offloads without vnet_header=True are slow without the C engine: install a C compiler and Python's headers"
-            " and then aiotuntap again; 'python -m aiotuntap doctor' says more. To silence this:"
-            " warnings.simplefilter('ignore', aiotuntap.SlowEngineWarning)",
-            SlowEngineWarning,
-            stacklevel=3,
-        )
+    """Warns, at the line outside of this package that led here, that offloads are on with the slow engine."""
+    if engine is not PYTHON:
+        return
+    level, frame = 1, sys._getframe()  # Python 3.12 has skip_file_prefixes for this
+    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+        level, frame = level + 1, frame.f_back
+    fix = f"unset {VARIABLE}" if WANTED == "0" else INSTALL
+    warnings.warn(
+        f"offload without vnet_header=True runs on the engine in Python: {COST}. To get the C engine, {fix};"
+        " 'python -m aiotuntap doctor' says more. To silence this:"
+        " warnings.simplefilter('ignore', aiotuntap.SlowEngineWarning)",
+        SlowEngineWarning,
+        stacklevel=level,
+    )

@@ -229,6 +229,7 @@ class TuntapQueue(FrameReader):
 
     def _on_readable(self) -> None:
         if self._in_line:
+            self._turns.call(self._loop)
             return
         if not self._turns.begin():
             self._line_up()

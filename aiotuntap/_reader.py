@@ -79,8 +79,8 @@ class FrameReader(Owning):
 
     def _line_up(self) -> None:
         if not self._in_line and not self._loop.is_closed():
-            self._in_line = True
             self._turns.join(self._loop, self._take_turn)
+            self._in_line = True
 
     def _take_turn(self) -> None:
         self._in_line = False

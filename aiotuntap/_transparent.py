@@ -172,11 +172,11 @@ class TransparentQueue(TuntapQueue):
         if merged is None:
             part, places, end, wrong = self._plain_part(part, start, refused)
             merged = self._merge(part) or []
-        datas = [data for data, _, _ in merged]
+        whole = [data for data, _, _ in merged]
         at = 0
         try:
             while at < len(merged):
-                written, number = self._engine.write_batch(self._fd, self._max_frame, at, MOST, datas)
+                written, number = self._engine.write_batch(self._fd, self._max_frame, at, MOST, whole)
                 self._count(merged[at : at + written])
                 at += written
                 if number == errno.EAGAIN:

@@ -118,6 +118,8 @@ class AsyncTuntap(Owning):
         options = Options(mode, multi_queue, exclusive, packet_info, vnet_header, offload, napi, carrier, transparent)
         self._interface = Interface(name, options, None if netns is None else parse_namespace(netns))
         self._queue_type = TransparentQueue if transparent else TuntapQueue
+        if transparent:
+            _engine.warn_if_slow()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = self._pid = 0
         self._past = Stats()
@@ -141,8 +143,6 @@ class AsyncTuntap(Owning):
             raise RuntimeError("this AsyncTuntap was opened before: make a new one")
         if self._interface.closed:
             raise RuntimeError("this AsyncTuntap was closed before it was opened: make a new one")
-        if self._queue_type is TransparentQueue:
-            _engine.warn_if_slow()
         self._begin()
         try:
             await self._add(self._count)

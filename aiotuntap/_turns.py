@@ -127,10 +127,14 @@ class Turns:
 
     def join(self, loop: asyncio.AbstractEventLoop, work: Callable[[], object]) -> None:
         """*work* is called once by the loop, in the order of joining, when it has gone round."""
+        self.call(loop)
         self._line.append(work)
+
+    def call(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Makes sure that the loop calls back, also when there was no memory for that before."""
         if not self._called:
-            self._called = True
             loop.call_soon(self._go_on, loop)
+            self._called = True
 
     async def next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Waits in line. On return, a new slice has begun or there is time left in it."""
@@ -149,10 +153,9 @@ class Turns:
                 if monotonic() >= self.until:
                     break
         finally:
-            if self._line and not self._called:
-                self._called = True
-                loop.call_soon(self._go_on, loop)
             self.pause()
+            if self._line:
+                self.call(loop)
 
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()

@@ -21,11 +21,21 @@ import platform
 import struct
 import sys
 from collections.abc import Iterable
-from typing import NamedTuple, Self
+from dataclasses import dataclass
+from typing import Self
 
 from ._errors import SetupError
+from ._types import Owning
 
 SOCKET_FILTER = 1  # BPF_PROG_TYPE_SOCKET_FILTER
+
+
+def _check(what: str, number: int, largest: int, smallest: int = 0) -> None:
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise TypeError(f"{what} must be a whole number, not {number!r}")
+    if not smallest <= number <= largest:
+        raise ValueError(f"{what} must be from {smallest} to {largest}, not {number}")
+
 
 # -- instructions: bytes only ------------------------------------------------------------------------------------------
 
@@ -34,14 +44,34 @@ _R0, _R1, _R6 = 0, 1, 6  # what the program returns, its argument, and where LD_
 _GET_SMP_PROCESSOR_ID = 8
 
 
-class Instruction(NamedTuple):
-    """``struct bpf_insn``: one instruction of eight bytes."""
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """``struct bpf_insn``: one instruction of eight bytes.
+
+    Args:
+        opcode: 0 to 255.
+        destination: A register, 0 to 15 (the verifier has its own idea of which of them exist).
+        source: As *destination*.
+        offset: A signed number of 16 bits.
+        immediate: A signed number of 32 bits.
+
+    Raises:
+        TypeError: A field is not a whole number.
+        ValueError: A field is out of its range.
+    """
 
     opcode: int
     destination: int = 0
     source: int = 0
     offset: int = 0
     immediate: int = 0
+
+    def __post_init__(self) -> None:
+        _check("opcode", self.opcode, 0xFF)
+        _check("destination", self.destination, 15)
+        _check("source", self.source, 15)
+        _check("offset", self.offset, 0x7FFF, -0x8000)
+        _check("immediate", self.immediate, 0x7FFFFFFF, -0x80000000)
 
     def pack(self, byteorder: str = sys.byteorder) -> bytes:
         """As the kernel of a machine with this byte order reads it.
@@ -95,7 +125,7 @@ def syscall_number(machine: str | None = None, pointer_size: int = struct.calcsi
         ) from None
 
 
-class Program:
+class Program(Owning):
     """An eBPF program, in the kernel while the object is used as a context manager, or from `load` to `close`.
 
     Args:
@@ -228,10 +258,3 @@ def keep(size: int) -> Program:
     """Filter: every frame is cut to *size* bytes at most; 0 drops them all, which ``tx_dropped`` counts."""
     _check("size", size, 0x7FFFFFFF)
     return Program([Instruction(_MOVE, _R0, immediate=size), EXIT])
-
-
-def _check(what: str, number: int, largest: int) -> None:
-    if not isinstance(number, int) or isinstance(number, bool):
-        raise TypeError(f"{what} {number!r}: a whole number")
-    if not 0 <= number <= largest:
-        raise ValueError(f"{what} {number}: 0 to {largest}")

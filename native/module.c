@@ -22,14 +22,21 @@
 
 enum {
     READ_SIZE = 65664, /* holds the largest frame of any mode, with its header: see _abi.READ_SIZE */
+    LARGE = READ_SIZE / 2,
     MOST_IN_BATCH = 256,
+    ARENA = 4 * READ_SIZE,
+    RESERVE = 2 * ARENA,
     LOOK = -1,         /* in the place of an errno: this frame was not tried */
     WRONG_THREAD = -2, /* nor was this one, since the caller is not the thread that it has to be */
 };
 
 struct state {
-    PyObject *place; /* bytes of READ_SIZE that nobody else knows, or NULL: where the next frame is read to */
     struct flow_key key;
+    /* Each of the three is NULL until it is needed, and is there before something is read. */
+    PyObject *place; /* bytes of READ_SIZE that nobody else knows: where the next large frame is read to */
+    char *arena;     /* of ARENA: where small frames are read to, one after the other */
+    void *reserve;   /* of RESERVE: for the objects of all frames in the arena, when memory has run out */
+    bool is_large;   /* the last frame was: the next one probably is as well */
 };
 
 /* -- arguments ----------------------------------------------------------------------------------------------------- */
@@ -122,10 +129,13 @@ static bool hold_item(PyObject *frames, Py_ssize_t index, struct held *held)
 /* -- reading ------------------------------------------------------------------------------------------------------- */
 
 /*
- * One frame, or NULL and an errno; never an exception. What was read is never lost for lack of memory: it was read into
- * an object that can be handed out itself. A large frame always is, which saves a copy; it then has more memory than it
- * needs, at most twice as much.
+ * What was read must not be lost for lack of memory. A large frame is read into an object that is handed out itself,
+ * which also saves a copy; it then has more memory than it needs, at most twice as much. Small frames are read one after
+ * another before an object is made of any, which takes 100 ns less for each than between two system calls. For their
+ * objects, there is a reserve.
  */
+
+/* One frame, or NULL and an errno; never an exception. */
 static PyObject *read_frame(struct state *state, int fd, int *error)
 {
     PyObject *frame;
@@ -143,7 +153,8 @@ static PyObject *read_frame(struct state *state, int fd, int *error)
         *error = errno;
         return NULL;
     }
-    if (size < READ_SIZE / 2) {
+    state->is_large = size >= LARGE;
+    if (!state->is_large) {
         frame = PyBytes_FromStringAndSize(to, size);
         if (frame)
             return frame;
@@ -156,42 +167,110 @@ static PyObject *read_frame(struct state *state, int fd, int *error)
     return frame;
 }
 
+struct batch {
+    PyObject *frames; /* a list */
+    Py_ssize_t count, limit, bytes, enough;
+    int error;
+};
+
+static bool goes_on(const struct batch *batch)
+{
+    return !batch->error && batch->count < batch->limit && batch->bytes < batch->enough;
+}
+
+static void read_large(struct state *state, int fd, struct batch *batch)
+{
+    PyObject *frame;
+
+    if (PyList_Append(batch->frames, Py_None) < 0) { /* the place in the list, before there is a frame */
+        PyErr_Clear();
+        batch->error = ENOMEM;
+        return;
+    }
+    frame = read_frame(state, fd, &batch->error);
+    if (frame) {
+        batch->bytes += PyBytes_Size(frame);
+        PyList_SetItem(batch->frames, batch->count++, frame);
+    } else {
+        PyList_SetSlice(batch->frames, batch->count, batch->count + 1, NULL);
+    }
+}
+
+static bool append_copy(struct state *state, PyObject *list, const char *data, Py_ssize_t size)
+{
+    for (;;) {
+        PyObject *frame = PyBytes_FromStringAndSize(data, size);
+        bool is_appended = frame && PyList_Append(list, frame) == 0;
+
+        Py_XDECREF(frame);
+        if (is_appended)
+            return true;
+        PyErr_Clear();
+        if (!state->reserve)
+            return false;
+        free(state->reserve);
+        state->reserve = NULL;
+    }
+}
+
+/* Until the arena has no room for another one, or a large one came. */
+static void read_small(struct state *state, int fd, struct batch *batch)
+{
+    Py_ssize_t sizes[MOST_IN_BATCH], count = 0, used = 0;
+
+    if (!state->arena)
+        state->arena = malloc(ARENA);
+    if (!state->reserve)
+        state->reserve = malloc(RESERVE);
+    if (!state->arena || !state->reserve)
+        batch->error = ENOMEM;
+    while (goes_on(batch) && used <= ARENA - READ_SIZE && !state->is_large) {
+        ssize_t size = read(fd, state->arena + used, READ_SIZE);
+
+        if (size < 0) {
+            batch->error = errno;
+            break;
+        }
+        state->is_large = size >= LARGE;
+        sizes[count++] = size;
+        used += size;
+        batch->count++;
+        batch->bytes += size;
+    }
+    used = 0;
+    for (Py_ssize_t i = 0; i < count; used += sizes[i++])
+        if (!append_copy(state, batch->frames, state->arena + used, sizes[i])) {
+            batch->error = ENOMEM; /* somebody else was faster than the reserve */
+            break;
+        }
+}
+
 static PyObject *read_batch(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     struct state *state = PyModule_GetState(module);
-    int fd, limit, enough, error = 0;
-    Py_ssize_t count = 0, bytes = 0;
-    PyObject *answer, *frames;
+    struct batch batch = {0};
+    PyObject *answer;
+    int fd, limit, enough;
 
     if (!count_is(given, 3) || !int_of(args[0], &fd) || !int_of(args[1], &limit) || !int_of(args[2], &enough))
         return NULL;
-    if (limit > MOST_IN_BATCH)
-        limit = MOST_IN_BATCH;
-    /* All that could fail is made before a frame is read: the answer here, and the place in the list below. */
+    batch.limit = limit < MOST_IN_BATCH ? limit : MOST_IN_BATCH;
+    batch.enough = enough;
+    /* What the answer needs is made before a frame is read. */
     if (!(answer = PyTuple_New(2)))
         return NULL;
-    if (!(frames = PyList_New(0))) {
+    if (!(batch.frames = PyList_New(0))) {
         Py_DECREF(answer);
         return NULL;
     }
-    while (count < limit && bytes < enough) {
-        PyObject *frame;
-
-        if (PyList_Append(frames, Py_None) < 0) {
-            PyErr_Clear();
-            error = ENOMEM;
-            break;
-        }
-        frame = read_frame(state, fd, &error);
-        if (!frame) {
-            PyList_SetSlice(frames, count, count + 1, NULL);
-            break;
-        }
-        bytes += PyBytes_Size(frame);
-        PyList_SetItem(frames, count++, frame);
+    while (goes_on(&batch)) {
+        if (state->is_large)
+            read_large(state, fd, &batch);
+        else
+            read_small(state, fd, &batch);
     }
-    PyTuple_SetItem(answer, 0, frames);
-    PyTuple_SetItem(answer, 1, PyLong_FromLong(error)); /* so small an integer always exists already */
+    PyTuple_SetItem(answer, 0, batch.frames);
+    PyTuple_SetItem(answer, 1, PyLong_FromLong(batch.error)); /* so small an integer always exists already */
     return answer;
 }
 
@@ -468,8 +547,11 @@ static void module_free(void *module)
 {
     struct state *state = PyModule_GetState(module);
 
-    if (state)
-        Py_CLEAR(state->place);
+    if (!state)
+        return;
+    Py_CLEAR(state->place);
+    free(state->arena);
+    free(state->reserve);
 }
 
 /* PyCFunction is the type of all methods in the table, whatever their flags make of their arguments. */

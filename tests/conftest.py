@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import linecache
 import os
 import socket
 import subprocess
@@ -51,6 +52,10 @@ def _enter_private_namespace() -> str | None:
 
 
 _NO_KERNEL = _enter_private_namespace()
+
+# In debug mode, asyncio notes for each future and callback where it was made, and with that asks the file system whether
+# ten sources are still the same: that took a third of the time of all tests. They do not change meanwhile.
+linecache.checkcache = lambda filename=None: None
 
 
 def pytest_collection_finish() -> None:

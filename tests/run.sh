@@ -1,19 +1,28 @@
 #!/bin/sh
 # Usage: run.sh PYTHON [PYTEST ARGUMENT …]
 # Runs the tests: as root directly, otherwise in a user namespace of their own where the kernel lets us make one.
+# Without arguments for pytest these are all, on several processes at once (most tests wait more than they compute); the
+# ones that measure time come after the others.
 set -eu
 python=$1
 shift
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
 sh tests/install-programs.sh ip:iproute2 ping:iputils-ping setpriv:util-linux ethtool iperf3 tcpdump
+if [ $# = 0 ]; then
+    workers=$(($(nproc) * 2))
+    [ "$workers" -le 8 ] || workers=8
+    set -- sh -c '"$1" -m pytest -q -n "$2" -m "not alone" && exec "$1" -m pytest -q -m alone' sh "$python" "$workers"
+else
+    set -- "$python" -m pytest "$@"
+fi
 if [ "$(id -u)" = 0 ]; then
-    exec "$python" -m pytest "$@"
+    exec "$@"
 fi
 if unshare -Urnm true 2>/dev/null; then
     echo '== no root: running in a user namespace (unshare -Urnm)'
     # shellcheck disable=SC2016 # expanded inside
-    exec unshare -Urnm sh -c 'mount -t tmpfs tmpfs /run && exec "$@"' sh "$python" -m pytest "$@"
+    exec unshare -Urnm sh -c 'mount -t tmpfs tmpfs /run && exec "$@"' sh "$@"
 fi
 echo '== no root and no user namespaces: tests that need a TUN/TAP driver are skipped'
-exec "$python" -m pytest "$@"
+exec "$@"

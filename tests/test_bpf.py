@@ -25,6 +25,19 @@ def test_an_instruction_is_struct_bpf_insn(
     assert struct.unpack(">BBhi", big) == (opcode, destination << 4 | source, offset, number)
 
 
+@pytest.mark.parametrize("end", [0, 1], ids=["smallest", "largest"])
+@pytest.mark.parametrize("field", ["opcode", "destination", "source", "offset", "immediate"])
+def test_a_field_that_does_not_fit_is_named(field: str, end: int) -> None:
+    bits, signed = {"opcode": (8, 0), "offset": (16, 1), "immediate": (32, 1)}.get(field, (4, 0))
+    bounds = -(1 << bits - 1) if signed else 0, (1 << bits - signed) - 1
+    assert bpf.Instruction(**{"opcode": 0, field: bounds[end]}).pack()
+    with pytest.raises(ValueError, match=f"^{field} must be from {bounds[0]} to {bounds[1]}, not "):
+        bpf.Instruction(**{"opcode": 0, field: bounds[end] + (1 if end else -1)})
+    for wrong in (None, "1", 1.0, True):
+        with pytest.raises(TypeError, match=f"^{field} must be a whole number, not {wrong!r}"):
+            bpf.Instruction(**{"opcode": 0, field: wrong})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("program", "code"),
     [

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 
 from aiotuntap import DeviceGoneError, InvalidFrameError, PacketStream, QueueClosedError
+from aiotuntap._queue import as_batch, report, size_of
 from aiotuntap.testing import CHECKS, MemoryStream, check_packet_stream, example_frame, memory_pair
+from aiotuntap.testing.trial import Terms, Trial
+
+from .broken_streams import FAULTS, CutsAt1500, Fault, Through
 
 
 @asynccontextmanager
@@ -56,24 +63,157 @@ async def test_refused_frames_are_named_and_the_rest_is_written() -> None:
     assert await other.read_frames() == [b"a", b"b"]
 
 
-class Loses(MemoryStream):
-    """A stream that fails the checks: it takes the frame before it waits for its turn."""
+# -- the checks themselves ---------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def around(stream: type[Through]) -> AsyncIterator[tuple[Through, MemoryStream]]:
+    inner, far = memory_pair()
+    yield stream(inner), far
+    for each in (inner, far):
+        await each.aclose()
+
+
+async def test_a_stream_around_another_conforms() -> None:
+    await check_packet_stream(lambda: around(Through))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.stream.__name__)
+def test_each_fault_is_found_by_the_check_for_it(fault: Fault) -> None:
+    terms = Terms(example_frame, (18, 65549), 1500, None, 300, patience=0.3)
+    found = {}
+
+    async def run_all() -> None:
+        for check in CHECKS:
+            async with around(fault.stream) as (stream, far):
+                try:
+                    await Trial(stream, far, terms).run(check)
+                except AssertionError as error:
+                    found[check.__name__] = str(error)
+
+    asyncio.run(run_all())
+    assert found.keys() == set(fault.checks)
+    assert re.search(fault.says, found[fault.checks[0]]), found
+
+
+def test_each_check_finds_a_fault() -> None:
+    assert {fault.checks[0] for fault in FAULTS} == {check.__name__ for check in CHECKS}
+
+
+async def test_a_failure_names_the_check_and_the_fault() -> None:
+    with pytest.raises(
+        AssertionError, match=r"frames_of_every_size_pass: read_frame: a frame of \d+ bytes was cut to 1500"
+    ):
+        await check_packet_stream(lambda: around(CutsAt1500))
+
+
+async def test_an_exception_of_the_stream_says_where_it_came_from() -> None:
+    class Fails(Through):
+        async def write_frames(self, frames: Any) -> None:
+            if not frames:
+                raise RuntimeError("nothing to write")
+            await super().write_frames(frames)
+
+    with pytest.raises(RuntimeError, match="nothing to write") as caught:
+        await check_packet_stream(lambda: around(Fails))
+    assert caught.value.__notes__ == ["while writes_are_in_order was checked"]
+
+
+@asynccontextmanager
+async def delayed(seconds: float) -> AsyncIterator[tuple[MemoryStream, MemoryStream]]:
+    """A correct stream whose frames, and whose end, are under way for a while, in both directions."""
+    loop = asyncio.get_running_loop()
+    stream, near = memory_pair()
+    distant, far = memory_pair()
+
+    async def carry(source: MemoryStream, target: MemoryStream) -> None:
+        with suppress(DeviceGoneError):
+            async for frame in source:
+                loop.call_later(seconds, deliver, target, frame)
+        await asyncio.sleep(seconds)
+        await target.aclose()
+
+    def deliver(target: MemoryStream, frame: bytes) -> None:
+        with suppress(DeviceGoneError, QueueClosedError):
+            target.write_frame_nowait(frame)
+
+    tasks = [asyncio.ensure_future(carry(near, distant)), asyncio.ensure_future(carry(distant, near))]
+    yield stream, far
+    for each in (stream, far):
+        await each.aclose()
+    await asyncio.gather(*tasks)
+
+
+class StopAndWait(Through):
+    """A correct stream of which every call takes a while before it begins."""
+
+    seconds = 0.005
 
     async def read_frame(self) -> bytes:
-        import asyncio
+        await asyncio.sleep(self.seconds)
+        return await super().read_frame()
 
-        frame = await super().read_frame()
-        await asyncio.sleep(0)
-        return frame
+    async def read_frames(self, limit: int = 128) -> list[bytes]:
+        await asyncio.sleep(self.seconds)
+        return await super().read_frames(limit)
+
+    async def __anext__(self) -> bytes:
+        await asyncio.sleep(self.seconds)
+        return await super().__anext__()
+
+    async def write_frame(self, frame: Any) -> None:
+        await asyncio.sleep(self.seconds)
+        await super().write_frame(frame)
+
+    async def write_frames(self, frames: Any) -> None:
+        await asyncio.sleep(self.seconds)
+        await super().write_frames(frames)
 
 
-async def test_the_checks_can_fail() -> None:
+@pytest.mark.parametrize("seconds", [0.005, 0.03])
+async def test_latency_is_no_fault(seconds: float) -> None:
+    await check_packet_stream(lambda: delayed(seconds), burst=110)
+
+
+async def test_calls_that_take_a_while_are_no_fault() -> None:
+    await check_packet_stream(lambda: around(StopAndWait), burst=110)
+
+
+async def test_a_small_buffer_and_a_small_mtu_are_no_fault() -> None:
+    class Small(Through):
+        def write_frame_nowait(self, frame: Any) -> None:
+            if size_of(frame) > 1500:
+                raise InvalidFrameError("over the MTU of 1500 bytes")
+            super().write_frame_nowait(frame)
+
+        async def write_frame(self, frame: Any) -> None:
+            await asyncio.sleep(0)
+            self.write_frame_nowait(frame)
+
+        async def write_frames(self, frames: Any) -> None:
+            refused = {}
+            await asyncio.sleep(0)
+            for index, frame in enumerate(batch := as_batch(frames)):
+                try:
+                    self.write_frame_nowait(frame)
+                except InvalidFrameError as error:
+                    refused[index] = error
+            report(refused, len(batch))
+
     @asynccontextmanager
-    async def lossy() -> AsyncIterator[tuple[MemoryStream, MemoryStream]]:
-        one, other = Loses(1000), MemoryStream(1000)
-        one._peer, other._peer = other, one
-        yield one, other
+    async def small() -> AsyncIterator[tuple[Through, MemoryStream]]:
+        inner, far = memory_pair(capacity=128)
+        yield Small(inner), far
+        await far.aclose()
 
-    with pytest.raises(AssertionError, match="cancelled read lost"):
-        await check_packet_stream(lossy)
-    assert len(CHECKS) == 8
+    await check_packet_stream(small, burst=110)
+    with pytest.raises(InvalidFrameError):
+        await check_packet_stream(small, burst=110, sizes=(60, 2000))
+
+
+async def test_a_frame_maker_of_one_size_will_do() -> None:
+    await check_packet_stream(pair, lambda number: number.to_bytes(20))
+    with pytest.raises(ValueError, match="smallest and the largest"):
+        await check_packet_stream(pair, sizes=(100, 60))
+    with pytest.raises(ValueError, match="at least 110 frames, not 10"):
+        await check_packet_stream(pair, burst=10)

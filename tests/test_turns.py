@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
+
+import pytest
 
 from aiotuntap._turns import CREDIT, PAUSE, SLICE, Turn, Turns, turns_of
 from aiotuntap.testing import example_frame, memory_pair
@@ -105,6 +108,38 @@ async def test_an_exception_in_a_turn_keeps_nobody_waiting() -> None:
     for _ in range(4):
         await asyncio.sleep(0)
     assert order == [1] and isinstance(told[0]["exception"], ZeroDivisionError)
+
+
+async def test_no_memory_to_call_back_keeps_nobody_waiting_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loop:
+        """One that has no memory at first."""
+
+        def __init__(self) -> None:
+            self.refusals = 1
+            self.calls: list[tuple[object, ...]] = []
+
+        def call_soon(self, *call: object) -> None:
+            if self.refusals:
+                self.refusals -= 1
+                raise MemoryError
+            self.calls.append(call)
+
+    loop: Any = Loop()
+    turns = Turns()
+    order: list[int] = []
+    with pytest.raises(MemoryError):
+        turns.join(loop, lambda: order.append(1))
+    turns.join(loop, lambda: order.append(2))
+    turns.join(loop, lambda: turns.join(loop, lambda: order.append(3)))
+    loop.refusals = 1
+    callback, argument = loop.calls.pop()
+    with pytest.raises(MemoryError):
+        callback(argument)
+    turns.call(loop)
+    turns.join(loop, lambda: order.append(4))
+    (call,) = loop.calls
+    call[0](call[1])
+    assert order == [2, 4] or order == [2, 3, 4]
 
 
 async def test_writers_look_at_the_clock_now_and_then() -> None:

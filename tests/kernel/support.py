@@ -92,7 +92,7 @@ class PacketPeer:
         self.socket = socket.socket(socket.AF_PACKET, kind | socket.SOCK_NONBLOCK, socket.htons(ethertype))
         make_room(self.socket)
         self.socket.bind((name, ethertype))
-        self._name = name
+        self.name = name
 
     def send(self, frame: bytes) -> None:
         """Queues a frame for the interface's readers; the kernel does so before it returns."""

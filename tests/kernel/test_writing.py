@@ -175,6 +175,7 @@ def run_tc(*arguments: str) -> None:
     subprocess.run(["tc", *arguments], check=True, capture_output=True)
 
 
+@pytest.mark.alone
 async def test_a_full_send_buffer_makes_writers_wait_until_it_drains() -> None:
     async with congested("200kbit") as (_, queue):
         before = queue.stats.frames_written

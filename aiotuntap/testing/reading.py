@@ -1,0 +1,237 @@
+"""What a stream promises to those who read it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from .trial import Others, Trial, same, starts_like
+
+
+async def reads_are_in_order(trial: Trial) -> None:
+    """Every way of reading gives all frames, whole and in order."""
+    for way in trial.reads():
+        sent = trial.many(110 if "frames" in way else 12)
+        await trial.send(sent)
+        got = await trial.collect(way, sent)
+        same(got, sent, way)
+        for frame in got:
+            assert type(frame) is bytes, f"{way} must give bytes, not {type(frame).__name__}"
+    last = trial.frame()
+    await trial.send([last])
+    batch = await trial.soon(trial.stream.read_frames(), "read_frames")
+    assert type(batch) is list, f"read_frames must return a list, not {type(batch).__name__}"
+
+
+async def read_frames_keeps_its_limit(trial: Trial) -> None:
+    """At least one frame, and as many more as are there, up to the limit; the list is the caller's."""
+    stream: Any = trial.stream
+    batch_reads: dict[str, Callable[[int], Awaitable[list[bytes]]]] = {"read_frames": stream.read_frames}
+    if hasattr(stream, "read_frames_nowait"):
+        batch_reads["read_frames_nowait"] = lambda limit: trial.now(
+            lambda: stream.read_frames_nowait(limit), "read_frames_nowait"
+        )
+    for name, read in batch_reads.items():
+        sent = trial.frames(12)
+        await trial.send(sent)
+        first = await trial.soon(read(1), f"{name}(1)")
+        await trial.settle()
+        assert len(first) == 1, f"{name}(1) returned {len(first)} frames"
+        kept, most = list(first), 1
+        for limit in (5, 1_000_000):
+            batch = await trial.soon(read(limit), f"{name}({limit}) while fewer frames are there")
+            assert 1 <= len(batch) <= limit, f"{name}({limit}) returned {len(batch)} frames"
+            kept += batch
+            most = max(most, len(batch))
+        assert most > 1, f"{name} returned one frame each time while more were there"
+        while len(kept) < len(sent):
+            kept += await trial.soon(read(100), f"{name}: {len(kept)} of {len(sent)} frames came")
+        same(kept, sent, name)
+        assert list(first) == sent[:1], f"the list that {name} returned was changed afterwards"
+        for limit in (0, -1):
+            await trial.raises(ValueError, lambda read=read, limit=limit: read(limit), f"{name}({limit})")  # type: ignore[misc]
+
+
+async def nowait_is_empty_when_nothing_came(trial: Trial) -> None:
+    """Reading without waiting raises BlockingIOError before the first frame, and after the last."""
+    sent = trial.frames(3)
+    for moment in ("before the first frame", "after the last frame"):
+        for name in ("read_frame_nowait", "read_frames_nowait"):
+            read = getattr(trial.stream, name, None)
+            if read is not None:
+                await trial.raises(BlockingIOError, _call(read), f"{name} {moment}")
+        if moment == "before the first frame":
+            await trial.send(sent)
+            same(await trial.collect("read_frame", sent), sent, "read_frame")
+
+
+async def nowait_does_not_overtake(trial: Trial) -> None:
+    """A frame goes to the task that waits for it, not to somebody who looks without waiting."""
+    for name in ("read_frame_nowait", "read_frames_nowait"):
+        read: Any = getattr(trial.stream, name, None)
+        for _ in range(8 if read is not None else 0):
+            frame = trial.frame()
+            waiting = trial.start(trial.soon(trial.stream.read_frame(), "a waiting read_frame"))
+            await trial.asked()
+            await trial.send([frame])
+            taken = None
+            while not waiting.done() and taken is None:
+                try:
+                    taken = read()
+                except BlockingIOError:
+                    await trial.turns(1)
+            assert taken is None, f"{name} took a frame that a read_frame was waiting for already"
+            assert await waiting == frame, "a waiting read_frame got another frame"
+
+
+async def readers_take_turns(trial: Trial) -> None:
+    """Readers are served in the order they asked, each frame to one of them, whichever way they read."""
+    stream = trial.stream
+    order: list[int] = []
+    got: list[bytes] = []
+
+    async def one_frame() -> list[bytes]:
+        return [await stream.read_frame()]
+
+    async def next_frame() -> list[bytes]:
+        return [await anext(aiter(stream))]
+
+    async def read(number: int, one: Callable[[], Awaitable[list[bytes]]]) -> None:
+        for _ in range(4):
+            got.extend(await one())
+            order.append(number)
+
+    for send in (trial.send, trial.burst):
+        order.clear()
+        got.clear()
+        ways = (one_frame, lambda: stream.read_frames(1), next_frame)
+        tasks = [trial.start(read(number, one)) for number, one in enumerate(ways)]
+        await trial.asked()
+        sent = trial.frames(12)
+        await send(sent)
+        await trial.soon(asyncio.gather(*tasks), "three readers that read four frames each")
+        assert order == [0, 1, 2] * 4, f"readers were not served in turn: {order}"
+        same(got, sent, "several readers")
+
+    # Somebody who asks while the frame of an earlier reader is on its way to that one.
+    sent = trial.frames(2)
+    earlier = trial.start(stream.read_frame())
+    await trial.asked()
+    await trial.burst(sent)
+    later = await trial.soon(stream.read_frame(), "a second reader")
+    assert later == sent[1], "readers were not served in turn: a later one got the frame of the first"
+    assert await trial.soon(earlier, "the first reader") == sent[0], "the first reader got another frame"
+
+
+async def cancelled_reads_lose_nothing(trial: Trial) -> None:
+    """A cancelled read takes no frame along, at whatever moment it is cancelled."""
+    stream = trial.stream
+    got: list[bytes] = []
+
+    async def read_frame() -> None:
+        got.append(await stream.read_frame())
+
+    async def read_frames() -> None:
+        got.extend(await stream.read_frames())
+
+    async def iterate() -> None:
+        got.append(await anext(aiter(stream)))
+
+    reads: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+        "read_frame": read_frame,
+        "read_frames": read_frames,
+        "async for": iterate,
+    }
+    loop = asyncio.get_running_loop()
+    for name, read in reads.items():
+        got.clear()
+        sent = []
+        for number in range(24):
+            tasks = [trial.start(read()) for _ in range(3)]
+            await trial.turns(1)
+            frames = trial.frames(1 + number % 2)
+            sent += frames
+            await trial.burst(frames)
+            if number % 6 < 4:
+                await trial.turns(number % 6)
+            else:  # the moment at which the first reader has its frame, and the next may be about to
+                limit = loop.time() + 2 * trial.delay + 0.001
+                while not any(task.done() for task in tasks) and loop.time() < limit:
+                    await trial.turns(1)
+            await trial.cancel(*tasks)
+        last = trial.frame()
+        await trial.send([last])
+        while last not in got:
+            got.append(await trial.soon(stream.read_frame(), f"after a cancelled {name}, no frame came any more"))
+        same(got, [*sent, last], f"after a cancelled {name}")
+
+
+async def a_cancelled_reader_leaves_the_line(trial: Trial) -> None:
+    """Whoever waits behind a reader that is cancelled is served, also when its frame had come already."""
+    for turns in range(4):
+        first, *others = (trial.start(trial.stream.read_frame()) for _ in range(3))
+        await trial.asked()
+        if turns == 3:
+            first.cancel()
+        await trial.burst([trial.frame()])
+        await trial.turns(turns % 3)
+        first.cancel()
+        await asyncio.wait([first])
+        if first.cancelled():
+            complaint = "a frame that came for a cancelled reader did not go to the next one"
+            await trial.soon(asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED), complaint)
+        await trial.cancel(first, *others)
+
+
+async def iteration_can_be_left_and_resumed(trial: Trial) -> None:
+    """Leaving an ``async for`` takes no frame along."""
+    sent = trial.frames(12)
+    await trial.send(sent)
+    got: list[bytes] = []
+    while len(got) < len(sent) and sent[-1] not in got:
+        batches = trial.reads()["async for"]()
+        for _ in range(2):
+            got += await trial.soon(anext(batches), f"async for gave {len(got)} of {len(sent)} frames")
+        await batches.aclose()  # type: ignore[attr-defined]
+        starts_like(got, sent, "an async for that was left")
+        got.append(await trial.soon(trial.stream.read_frame(), "read_frame after an async for that was left"))
+        starts_like(got, sent, "an async for that was left")
+    same(got, sent, "an async for that was left")
+
+
+async def readers_let_others_run(trial: Trial) -> None:
+    """A reader that always finds frames gives the other tasks of the loop their turn."""
+    stream = trial.stream
+    reads: dict[str, Callable[[], Awaitable[object]]] = {
+        "read_frame": stream.read_frame,
+        "read_frames": stream.read_frames,
+    }
+    for name, read in reads.items():
+        others, frame = Others(trial), trial.frame()
+        for _ in range(2000):
+            await trial.burst([frame])
+            await trial.soon(read(), name)
+            if others.turns > 1:
+                break
+        assert others.turns > 1, f"2000 times {name} without waiting let no other task run"
+
+
+def _call(call: Callable[[], object]) -> Callable[[], Awaitable[object]]:
+    async def use() -> object:
+        return call()
+
+    return use
+
+
+READING = (
+    reads_are_in_order,
+    read_frames_keeps_its_limit,
+    nowait_is_empty_when_nothing_came,
+    nowait_does_not_overtake,
+    readers_take_turns,
+    cancelled_reads_lose_nothing,
+    a_cancelled_reader_leaves_the_line,
+    iteration_can_be_left_and_resumed,
+    readers_let_others_run,
+)
