@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+KERNELS ?= 5.10 6.1
+MACHINES ?= arm64 s390x
 VENV := .venv/$(VERSION)
 BIN := $(VENV)/bin
 PYTHON_HEADERS = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
@@ -12,11 +14,13 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --
 # What the C extension is made of: when it changes, the packages are installed again.
 NATIVE := setup.py $(wildcard native/*.[ch])
 
-.PHONY: demo test lint docs bench sanitize wheel clean help
+.PHONY: demo test test-kernels test-machines lint docs bench sanitize wheel clean help
 
 help:
 	@echo 'make demo    an echo responder in a namespace of its own, pinged over IPv4 and IPv6'
 	@echo 'make test    all tests, on asyncio and uvloop'
+	@echo 'make test-kernels    all tests on other kernels of Debian: KERNELS="5.10 6.1" unless you say, also 6.12'
+	@echo 'make test-machines   the tests of pure code on other processors: MACHINES="arm64 s390x" unless you say'
 	@echo 'make lint    ruff, mypy, codespell'
 	@echo 'make docs    the documentation as HTML in docs/_build'
 	@echo 'make bench   the figures in the README; make bench ARGS=--help lists the benchmarks and how to choose'
@@ -28,6 +32,12 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	@sh tests/run.sh $(BIN)/python $(ARGS)
+
+test-kernels: $(VENV)/.test
+	@sh tests/machines/run.sh kernels $(BIN)/python '$(KERNELS)' $(ARGS)
+
+test-machines: $(VENV)/.test
+	@sh tests/machines/run.sh machines $(BIN)/python '$(MACHINES)' $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

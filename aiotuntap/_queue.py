@@ -142,8 +142,8 @@ class TuntapQueue(FrameReader):
     async def disable(self) -> None:
         """Detaches the queue: the kernel gives its flows to the other queues, and forgets what waited in its ring.
 
-        Frames that were buffered here can still be read, and frames written still arrive (with ``napi=True`` the
-        kernel refuses them with EBUSY). Disabling twice is harmless.
+        Frames that were buffered here can still be read, and frames written still arrive (with ``napi=True``
+        Linux refuses them with EBUSY, from 6.4 and the stable releases of its time on). Disabling twice is harmless.
 
         Raises:
             SetupError: The interface has a single queue (``multi_queue=False``).

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import uvloop
 from blockbuster import BlockBuster
 
 import aiotuntap
@@ -27,6 +26,13 @@ from .engine import ENGINES
 from .kernel.support import is_root
 
 CLONE_NEWNET = 0x40000000
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+# Only tests/machines sets this, where uvloop does not exist. Anywhere else a missing uvloop is an error.
+if os.environ.get("AIOTUNTAP_TEST_LOOPS") != "asyncio":
+    import uvloop
+
+    LOOPS["uvloop"] = uvloop.new_event_loop
 
 
 def _enter_private_namespace() -> str | None:
@@ -66,7 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return LOOPS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

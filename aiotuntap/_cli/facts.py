@@ -46,8 +46,9 @@ _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
 _DEVICE = (10, 200)
 _TEMPLATE = "aiotuntap%d"
-#: For one child, in seconds. It makes no more than two interfaces, which takes milliseconds.
-_PATIENCE = 1
+#: For one child, in seconds. It makes no more than two interfaces, which takes milliseconds, or a second on an emulated
+#: and busy machine: this only ends a hang.
+_PATIENCE = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,12 @@ async def explain(error: AttachError, options: Options, netns: Namespace) -> Set
             f" persistent one for you: 'ip tuntap add mode {options.mode} name NAME user USER"
             f"{' multi_queue' if options.multi_queue else ''}'"
         )
+    elif cause.errno == errno.EPERM and not _ownership(interface):
+        text = (
+            "it exists without an owner, and this kernel lets only CAP_NET_ADMIN attach to such a one: run as root, or"
+            f" have root make it for you: 'ip tuntap add mode {options.mode} name {name} user USER"
+            f"{' multi_queue' if options.multi_queue else ''}'"
+        )
     elif cause.errno == errno.EPERM:
         text = f"it exists and belongs to {_ownership(interface)}: run as its owner or with CAP_NET_ADMIN"
     else:
@@ -85,4 +91,4 @@ def _ownership(interface: Link | None) -> str:
         owners.append(f"user {interface.owner}")
     if interface.group is not None:
         owners.append(f"group {interface.group}")
-    return " and ".join(owners) or "the namespace's root"
+    return " and ".join(owners)

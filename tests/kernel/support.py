@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
+import functools
 import itertools
 import json
 import os
 import socket
+import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,7 +24,7 @@ from typing import Any, Self, TypeVar
 
 import pytest
 
-from aiotuntap import AsyncTuntap, TuntapQueue
+from aiotuntap import AsyncTuntap, Offload, TuntapQueue, _abi
 from aiotuntap._abi import READ_SIZE
 from aiotuntap._frames import LOOK
 from aiotuntap._netns import enter
@@ -86,7 +90,7 @@ class PacketPeer:
     def __init__(self, name: str, ethertype: int = _EXPERIMENTAL, *, tun: bool = False) -> None:
         kind = socket.SOCK_DGRAM if tun else socket.SOCK_RAW
         self.socket = socket.socket(socket.AF_PACKET, kind | socket.SOCK_NONBLOCK, socket.htons(ethertype))
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        make_room(self.socket)
         self.socket.bind((name, ethertype))
         self.name = name
 
@@ -132,6 +136,15 @@ async def receive_from(sock: socket.socket) -> tuple[bytes, Any]:
             return sock.recvfrom(READ_SIZE)
         except BlockingIOError:
             await asyncio.sleep(0)
+
+
+def make_room(sock: socket.socket, size: int = 1 << 22) -> None:
+    """Lets a socket hold that many bytes, also where the kernel's limit for everybody (rmem_max) is a twentieth."""
+    so_rcvbufforce = 33  # <asm-generic/socket.h>
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, so_rcvbufforce, size)
+    except PermissionError:  # root of a user namespace only
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
 @asynccontextmanager
@@ -276,14 +289,134 @@ def watched_fds() -> set[int]:
     return watched
 
 
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Waits for what the kernel does in its own time. The deadline only ends a test that would hang."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
 async def settle(turns: int = 5) -> None:
     """Lets the loop go round a few times, polling each time."""
     for _ in range(turns):
         await asyncio.sleep(0.001)
 
 
+@functools.cache
+def _clock_step() -> float:
+    """Seconds by which a thread's CPU clock advances at once: less than a microsecond, or a tick of 10 ms."""
+    now = started = time.thread_time()
+    while now == started:
+        now = time.thread_time()
+    return now - started
+
+
 async def idle_share(seconds: float = 0.2) -> float:
-    """The share of one CPU, 0 to 1, that this thread uses while its loop has nothing to do."""
+    """The share of one CPU, 0 to 1, that this thread uses while its loop has nothing to do.
+
+    It looks for longer where the clock is coarse, so that two ticks that happen to be counted are less than 0.05.
+    """
+    seconds = max(seconds, 50 * _clock_step())
     before = time.thread_time()
     await asyncio.sleep(seconds)
     return (time.thread_time() - before) / seconds
+
+
+# -- what this kernel offers: asked without the library, which is to find the same -------------------------------------
+
+
+@contextlib.contextmanager
+def raw_queue(flags: int = _abi.IFF_NO_PI | _abi.IFF_VNET_HDR) -> Iterator[tuple[int, str]]:
+    """The descriptor of a queue of a new TAP interface, and its name."""
+    fd, name = os.open(_abi.NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK), unique()
+    try:
+        fcntl.ioctl(fd, _abi.TUNSETIFF, _abi.Ifreq(name, _abi.IFF_TAP | flags).pack())
+        yield fd, name
+    finally:
+        os.close(fd)
+
+
+@functools.cache
+def offers(offload: Offload) -> bool:
+    """Whether this kernel takes these offloads, all of them. USO comes with Linux 6.2, UDP_TUNNEL with 6.17."""
+    with raw_queue() as (fd, _):
+        fcntl.ioctl(fd, _abi.TUNSETVNETHDRSZ, struct.pack("@i", 24))
+        try:
+            fcntl.ioctl(fd, _abi.TUNSETOFFLOAD, offload.value)
+        except OSError as error:
+            assert error.errno == errno.EINVAL
+            return False
+        return True
+
+
+def has_uso() -> bool:
+    """Whether runs of UDP datagrams cross between the kernel and us as super-frames; runs of TCP always do."""
+    return offers(Offload.CSUM | Offload.USO4 | Offload.USO6)
+
+
+def offered(offload: Offload = Offload.ALL) -> Offload:
+    """What this kernel has of Offload.ALL, or of others, one by one with what each of them needs."""
+    steps = {
+        Offload.CSUM: Offload.CSUM,
+        Offload.TSO4: Offload.CSUM,
+        Offload.TSO6: Offload.CSUM,
+        Offload.ECN: Offload.CSUM | Offload.TSO4,
+        Offload.USO4 | Offload.USO6: Offload.CSUM,
+        Offload.UDP_TUNNEL: Offload.CSUM | Offload.TSO4,
+        Offload.UDP_TUNNEL_CSUM: Offload.CSUM | Offload.TSO4 | Offload.UDP_TUNNEL,
+    }
+    found = Offload.NONE
+    for step, company in steps.items():
+        if step & offload and offers(step | company):
+            found |= step & offload
+    return found
+
+
+@functools.cache
+def anyone_attaches() -> bool:
+    """Whether an interface with neither owner nor group is open to all: Linux 6.12.117 wants CAP_NET_ADMIN for it."""
+    name = unique()
+    ip("tuntap", "add", "mode", "tap", "name", name)
+    try:
+        request = _abi.Ifreq(name, _abi.IFF_TAP | _abi.IFF_NO_PI).pack()
+        code = f"import fcntl; fcntl.ioctl(open({_abi.NODE!r}, 'r+b', 0), {_abi.TUNSETIFF}, {request!r})"
+        command = ["setpriv", "--bounding-set=-net_admin", sys.executable, "-c", code]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert not run.returncode or "PermissionError" in run.stderr
+        return not run.returncode
+    finally:
+        ip("link", "del", name)
+
+
+@functools.cache
+def refuses_while_disabled() -> bool:
+    """Whether a disabled queue with NAPI refuses frames, with EBUSY, as from Linux 6.4 and the stable releases of its time on."""
+    with raw_queue(_abi.IFF_NO_PI | _abi.IFF_MULTI_QUEUE | _abi.IFF_NAPI) as (fd, name):
+        ip("link", "set", name, "up")
+        fcntl.ioctl(fd, _abi.TUNSETQUEUE, _abi.Ifreq("", _abi.IFF_DETACH_QUEUE).pack())
+        try:
+            os.write(fd, bytes(64))
+        except OSError as error:
+            assert error.errno == errno.EBUSY
+            return True
+        return False
+
+
+@functools.cache
+def renames_while_up() -> bool:
+    """Whether an interface that is up can be renamed, as from Linux 6.2 on; before that it is EBUSY."""
+    with raw_queue() as (_, name):
+        ip("link", "set", name, "up")
+        run = subprocess.run(["ip", "link", "set", name, "name", unique()], capture_output=True, text=True, check=False)
+        assert not run.returncode or "busy" in run.stderr
+        return not run.returncode
+
+
+def rename(name: str, new: str) -> None:
+    """Renames an interface that is up, by a moment of being down where that is what it takes."""
+    if renames_while_up():
+        ip("link", "set", name, "name", new)
+    else:
+        ip("link", "set", name, "down")
+        ip("link", "set", name, "name", new)
+        ip("link", "set", new, "up")

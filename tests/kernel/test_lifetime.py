@@ -18,7 +18,7 @@ import pytest
 from aiotuntap import AsyncTuntap, DeviceGoneError, SetupError, _abi, _device
 from aiotuntap.testing import example_frame
 
-from .support import PacketPeer, idle_share, ip, link, named_netns, settle, tap, tap_with_peer, tun_info, unique
+from .support import PacketPeer, idle_share, ip, link, named_netns, settle, tap, tap_with_peer, tun_info, unique, until
 
 
 async def test_persistence() -> None:
@@ -27,7 +27,7 @@ async def test_persistence() -> None:
         await interface.set_persist(True)
         assert tun_info(name)["persist"]
     try:
-        assert "NO-CARRIER" in link(name)["flags"]
+        await until(lambda: "NO-CARRIER" in link(name)["flags"])
         async with AsyncTuntap(name, mode="tap", queues=2) as again:
             assert tun_info(name)["persist"] and tun_info(name)["numqueues"] == 2
             assert again.index == link(name)["ifindex"]

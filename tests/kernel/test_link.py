@@ -23,7 +23,20 @@ from aiotuntap._netlink import socket as _socket
 from aiotuntap._netlink.socket import RouteError, RouteSocket
 from aiotuntap.testing import example_frame
 
-from .support import ip, link, named_netns, needs_root, settle, tap, tap_with_peer, tun, tun_info, turn_on_ipv6, unique
+from .support import (
+    ip,
+    link,
+    named_netns,
+    needs_root,
+    renames_while_up,
+    settle,
+    tap,
+    tap_with_peer,
+    tun,
+    tun_info,
+    turn_on_ipv6,
+    unique,
+)
 
 
 def routes(name: str, *family: str) -> list[dict[str, Any]]:
@@ -153,6 +166,12 @@ async def test_master() -> None:
 async def test_name() -> None:
     async with AsyncTuntap(unique(), mode="tap") as interface:  # down, as kernels before 6.2 want it
         new = unique("new")
+        await interface.configure(up=True)
+        if not renames_while_up():
+            with pytest.raises(SetupError, match="set it down first") as caught:
+                await interface.configure(name=new)
+            assert caught.value.errno == errno.EBUSY and interface.name != new
+            await interface.configure(up=False)
         await interface.configure(name=new, mtu=1400)
         assert interface.name == new and link(new)["mtu"] == 1400
         await interface.add_queues()

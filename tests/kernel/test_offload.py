@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +38,20 @@ from ..offload_packets import (
     filler,
     vnet_header,
 )
-from .support import features_on, ip, settle, tap, tap_with_peer, tun_info, unique
+from .support import (
+    features_on,
+    has_uso,
+    ip,
+    make_room,
+    offered,
+    offers,
+    raw_queue,
+    settle,
+    tap,
+    tap_with_peer,
+    tun_info,
+    unique,
+)
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -118,7 +133,14 @@ async def test_combinations_are_refused_exactly_where_the_kernel_refuses_them() 
 async def test_ethtool_shows_what_was_asked_for(options: dict[str, Any]) -> None:
     offload = options.get("offload", Offload.NONE)
     tunnels = bool(offload & (TUNNEL | TUNNEL_CSUM))
-    async with AsyncTuntap(unique(), mode="tap" if tunnels else "tun", **options) as interface:
+    interface = AsyncTuntap(unique(), mode="tap" if tunnels else "tun", **options)
+    lacking = (offload & ~ALL if ALL in offload else offload) & ~offered(offload)
+    if lacking:
+        with pytest.raises(SetupError, match=re.escape(f"does not know {lacking}:")):
+            await interface.open()
+        return
+    offload = offered(offload)
+    async with interface:
         assert interface.offload == offload
         assert offloads_on(interface.name) == features(offload)
         # Without a header, nobody could tell what is left undone in a frame.
@@ -145,8 +167,8 @@ def lacks(patch: pytest.MonkeyPatch, offload: Offload) -> None:
 async def test_all_is_what_the_kernel_has(monkeypatch: pytest.MonkeyPatch, lacking: Offload, vnet_header: bool) -> None:
     lacks(monkeypatch, lacking)
     async with tap_with_peer(offload=ALL, vnet_header=vnet_header) as (interface, peer):
-        assert interface.offload == ALL & ~lacking
-        assert offloads_on(interface.name) == features(ALL & ~lacking)
+        assert interface.offload == offered() & ~lacking
+        assert offloads_on(interface.name) == features(offered() & ~lacking)
         (queue,) = interface.queues
         header = bytes(10) if vnet_header else b""
         await queue.write_frames([header + example_frame(1), header + example_frame(2)])
@@ -170,7 +192,20 @@ async def test_a_kernel_without_an_offload_asked_for_by_name(monkeypatch: pytest
         ip("link", "del", name)
 
 
+async def lacks_tunnels() -> bool:
+    """Whether this kernel has no UDP tunnels, which is then what opening says."""
+    if offers(CSUM | TSO4 | TUNNEL | TUNNEL_CSUM):
+        return False
+    with pytest.raises(SetupError, match=r"does not know Offload.UDP_TUNNEL\|UDP_TUNNEL_CSUM:") as caught:
+        offload = CSUM | TSO4 | TUNNEL | TUNNEL_CSUM
+        await AsyncTuntap(unique(), mode="tap", vnet_header=True, offload=offload).open()
+    assert caught.value.errno == errno.EINVAL
+    return True
+
+
 async def test_24_bytes_in_front_with_tunnels() -> None:
+    if await lacks_tunnels():
+        return
     async with tap_with_peer(vnet_header=True, offload=CSUM | TSO4 | TUNNEL) as (interface, peer):
         (queue,) = interface.queues
         peer.send(example_frame(1))
@@ -183,6 +218,8 @@ async def test_24_bytes_in_front_with_tunnels() -> None:
 
 async def test_a_super_frame_inside_a_tunnel_says_where_the_inner_packet_is() -> None:
     """UDP_SEGMENT over a vxlan that goes through the interface: the long header as the kernel fills it."""
+    if await lacks_tunnels():
+        return
     vxlan = unique("vx")
     async with AsyncTuntap(unique(), mode="tap", vnet_header=True, offload=ALL | TUNNEL | TUNNEL_CSUM) as interface:
         await interface.configure(addresses=["10.0.0.2/24"], up=True)
@@ -268,6 +305,9 @@ REFUSED = {
     "inside a tunnel over IPv6, short header": UDP_DATA.super_frame(1000, gso_type=0x45),
 }
 
+#: Of the refused ones, those that Linux 5.10 or 6.1 still takes, to drop or to cut them later on.
+CHECKED_SINCE = ("TCP, gso_size 65535", "TCP, checksum as of UDP", "TCPV4 on UDP", "TCPV6 on IPv4")
+
 #: What a UDP socket gets of those above.
 DELIVERED = {
     "nothing left undone": [100],
@@ -286,11 +326,21 @@ DELIVERED = {
 
 async def test_headers_that_the_kernel_takes_and_headers_that_it_refuses() -> None:
     """Each refused one is an InvalidFrameError of its own frame, and the stream goes on."""
+    accepted, refused = dict(ACCEPTED), dict(REFUSED)
+    if not has_uso():
+        for name in [name for name in accepted if name.startswith("USO")]:
+            refused[name] = accepted.pop(name)
+    with raw_queue() as (fd, name):
+        ip("link", "set", name, "up")
+        for name in CHECKED_SINCE:
+            with suppress(OSError):
+                os.write(fd, refused[name])
+                accepted[name] = refused.pop(name)
     async with AsyncTuntap(unique(), mode="tap", vnet_header=True, offload=ALL) as interface:
         await interface.configure(addresses=["10.0.0.2/24"], mac="02:00:00:00:00:02", up=True)
         (queue,) = interface.queues
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as receiver:
-            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+            make_room(receiver)
             receiver.bind(("10.0.0.2", 4000))
 
             def received() -> list[int]:
@@ -301,13 +351,14 @@ async def test_headers_that_the_kernel_takes_and_headers_that_it_refuses() -> No
                     except BlockingIOError:
                         return sizes
 
-            for name, frame in ACCEPTED.items():
+            for name, frame in accepted.items():
                 try:
                     await queue.write_frame(frame)
                 except InvalidFrameError as error:
                     raise AssertionError(f"{name}: {error}") from None
-                assert received() == DELIVERED.get(name, []), name
-            for name, frame in REFUSED.items():
+                arrived = received()
+                assert name in CHECKED_SINCE or arrived == DELIVERED.get(name, []), name
+            for name, frame in refused.items():
                 for write in (queue.write_frame, write_now(queue)):
                     try:
                         await write(frame)
@@ -316,14 +367,15 @@ async def test_headers_that_the_kernel_takes_and_headers_that_it_refuses() -> No
                     else:
                         raise AssertionError(f"{name}: written")
                 assert received() == [], name
-            assert queue.stats.frames_written == len(ACCEPTED)
-            assert queue.stats.frames_refused == 2 * len(REFUSED)
+            assert queue.stats.frames_written == len(accepted)
+            assert queue.stats.frames_refused == 2 * len(refused)
 
-            names = sorted(ACCEPTED | REFUSED)
+            names = sorted((ACCEPTED | REFUSED).keys() - set(CHECKED_SINCE))
             with pytest.raises(InvalidFrameError) as caught:
                 await queue.write_frames([(ACCEPTED | REFUSED)[name] for name in names])
-            assert [names[index] for index in caught.value.indexes] == sorted(REFUSED)
-            assert sorted(received()) == sorted(size for sizes in DELIVERED.values() for size in sizes)
+            assert [names[index] for index in caught.value.indexes] == sorted(refused.keys() - set(CHECKED_SINCE))
+            delivered = [size for name in accepted.keys() & DELIVERED for size in DELIVERED[name]]
+            assert sorted(received()) == sorted(delivered)
 
 
 def write_now(queue: TuntapQueue) -> Callable[[bytes], Awaitable[None]]:
@@ -342,8 +394,12 @@ async def test_a_super_frame_of_the_kernel_is_the_same_after_it_was_segmented_an
             sender.sendto(filler(10_400, 2), ("10.0.0.1", 4000))
         whole = await tun.queues[0].read_frame()
         frames = segment(whole, "tun")
-        assert len(frames) == 11
-        assert coalesce(frames, "tun") == [whole]
+        if has_uso():
+            assert len(frames) == 11
+            assert coalesce(frames, "tun") == [whole]
+        else:  # the first of eleven, with its checksum left undone
+            assert len(frames) == 1
+            assert coalesce(frames, "tun") == [bytes(10) + frames[0]]
 
 
 def near_the_limits(mode: Mode) -> Iterator[tuple[Packet, list[int]]]:
@@ -408,6 +464,8 @@ async def test_the_kernel_takes_whatever_is_merged(mode: Mode, napi: bool) -> No
 )
 async def test_headers_that_do_not_match_are_reported(there: dict[str, Any], asked: dict[str, Any], match: str) -> None:
     """And refused before anything about the interface was changed."""
+    if there.get("offload", ALL) & TUNNEL and await lacks_tunnels():
+        return
     async with AsyncTuntap(unique(), mode="tap", **there) as first:
         before = features_on(first.name), header_size(first.queues[0]._file)
         with pytest.raises(SetupError, match=match) as caught:
@@ -420,7 +478,7 @@ async def test_headers_that_do_not_match_are_reported(there: dict[str, Any], ask
 async def test_offloads_are_those_of_the_last_who_opened_a_persistent_interface() -> None:
     name = unique()
     openings: list[dict[str, Any]] = [
-        {"vnet_header": True, "offload": ALL | TUNNEL},
+        {"vnet_header": True, "offload": ALL | offered(TUNNEL)},
         {"offload": CSUM | TSO4},
         {"vnet_header": True},
         {"offload": ALL},
@@ -431,7 +489,7 @@ async def test_offloads_are_those_of_the_last_who_opened_a_persistent_interface(
     try:
         for options in openings:
             async with AsyncTuntap(name, mode="tap", **options) as interface:
-                offload = options.get("offload", Offload.NONE)
+                offload = offered(options.get("offload", Offload.NONE))
                 assert interface.offload == offload and offloads_on(name) == features(offload)
                 assert tun_info(name)["vnet_hdr"] == bool(options)
                 if options:
@@ -453,7 +511,7 @@ async def test_queues_that_are_added_are_of_the_same_kind() -> None:
             await queue.write_frames([example_frame(5), example_frame(6)])
             assert [await peer.read_frame() for _ in range(2)] == [example_frame(5), example_frame(6)]
         assert interface.stats.frames_written == 8
-        assert offloads_on(interface.name) == features(ALL)
+        assert offloads_on(interface.name) == features(offered())
 
 
 async def test_adopting_with_transparent_offloads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,7 +522,7 @@ async def test_adopting_with_transparent_offloads(monkeypatch: pytest.MonkeyPatc
             await AsyncTuntap.adopt(fds, vnet_header=False)
         async with await AsyncTuntap.adopt(fds, offload=ALL, vnet_header=False) as adopted:
             assert [type(queue) for queue in adopted.queues] == [TransparentQueue] * 2
-            assert adopted.offload == ALL & ~USO and offloads_on(first.name) == features(ALL & ~USO)
+            assert adopted.offload == offered() & ~USO and offloads_on(first.name) == features(offered() & ~USO)
             for number, queue in enumerate(adopted.queues):
                 await queue.write_frame(example_frame(number))
                 assert await peer.read_frame() == example_frame(number)

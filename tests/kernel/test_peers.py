@@ -69,7 +69,7 @@ async def test_tcp_and_ping_through_a_forwarder() -> None:
                             break
                         await asyncio.sleep(0.02)
                     report = json.loads(
-                        await run("ip", "netns", "exec", left, "iperf3", "-c", "10.20.0.2", "-t", "1", "-P", "2", "-J")
+                        await run("ip", "netns", "exec", left, "iperf3", "-c", "10.20.0.2", "-n", "8M", "-P", "2", "-J")
                     )
                     assert report["end"]["sum_received"]["bytes"] > 1_000_000
                 finally:

@@ -195,13 +195,15 @@ async def test_cancelling_a_waiting_writer_writes_nothing_and_forgets_it() -> No
         with pytest.raises(BlockingIOError):
             queue.write_frame_nowait(unicast(0))
         before = link(interface.name)["stats64"]["rx"]["packets"]
-        writers = [asyncio.ensure_future(queue.write_frame(unicast(n))) for n in range(3)]
+        writers = [asyncio.ensure_future(queue.write_frame(unicast(n))) for n in range(20)]
         assert await idle_share() < 0.2  # it would be 1.0 if the loop were asked about room without need
         for writer in writers:
             writer.cancel()
         await asyncio.gather(*writers, return_exceptions=True)
-        assert all(writer.cancelled() for writer in writers)
-        assert link(interface.name)["stats64"]["rx"]["packets"] == before
+        # The bucket lets one frame a second through, and a slow machine may have taken that long to get here.
+        written = sum(not writer.cancelled() for writer in writers)
+        assert written < 10 and not any(writer.cancelled() for writer in writers[:written])
+        assert link(interface.name)["stats64"]["rx"]["packets"] == before + written
         assert not queue._writers
 
 

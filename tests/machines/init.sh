@@ -1,0 +1,28 @@
+#!/bin/sh
+# The first process of a guest that kernel.sh boots: / is the host's, read-only, and AIOTUNTAP_* come from the kernel's
+# command line. Runs the command as root between two lines that kernel.sh looks for, and turns the guest off.
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/run TMPDIR=/run/tmp NO_COLOR=1
+# Nothing can be written beside the sources.
+export PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/run/tmp/hypothesis
+# A guest is slow, the more so on a busy host: the deadline only ends a test that hangs. The debug mode of asyncio looks
+# at source files with each future, which takes it half of the time.
+export PYTEST_ADDOPTS='-p no:cacheprovider --timeout=400 -o asyncio_debug=false'
+# Debian's 5.10 crashes in libuv's use of io_uring.
+export UV_USE_IO_URING=0
+for each in proc:/proc sysfs:/sys devtmpfs:/dev tmpfs:/run tmpfs:/dev/shm devpts:/dev/pts; do
+    mkdir -p "${each#*:}"
+    mount -t "${each%:*}" none "${each#*:}"
+done 2>/dev/null
+mkdir -m 1777 /run/tmp
+[ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
+# The kernel loads what a test asks for (bridge, veth, vxlan) from its own package.
+printf '#!/bin/sh\nexec modprobe -d %s "$@"\n' "$AIOTUNTAP_KERNEL" >/run/modprobe
+chmod +x /run/modprobe
+echo /run/modprobe >/proc/sys/kernel/modprobe
+/run/modprobe -qa tun ipv6
+cd "$AIOTUNTAP_DIRECTORY" || exit
+echo "@@begin Linux $(uname -r), up in $(cut -d' ' -f1 /proc/uptime) s"
+setsid -w sh "$AIOTUNTAP_WORK/command" </dev/null
+echo "@@exit=$?"
+echo o >/proc/sysrq-trigger
+while :; do sleep 1; done
