@@ -618,44 +618,46 @@ def test_an_interrupt_within_a_sequence_is_not_lost(pair: tuple[socket.socket, s
     assert _native.read_batch(right.fileno(), 9, 1000)[0] == [b"one"]
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="__buffer__ came with Python 3.12")
-def test_buffers_written_in_python(pair: tuple[socket.socket, socket.socket]) -> None:
-    left, right = pair
-    frames: list[Any] = []
+if sys.version_info >= (3, 12):  # __buffer__ came with it
 
-    class Shrinks:
-        def __buffer__(self, flags: int) -> memoryview:
-            frames.clear()
-            gc.collect()
-            return memoryview(FRAME)
+    def test_buffers_written_in_python(pair: tuple[socket.socket, socket.socket]) -> None:
+        left, right = pair
+        frames: list[Any] = []
 
-    class Fails:
-        def __buffer__(self, flags: int) -> memoryview:
-            raise ValueError("no")
+        class Shrinks:
+            def __buffer__(self, flags: int) -> memoryview:
+                frames.clear()
+                gc.collect()
+                return memoryview(FRAME)
 
-    frames[:] = [Shrinks(), bytes(5)]
-    assert _native.write_batch(left.fileno(), LARGE, 0, 9, frames) == (1, LOOK)
-    frames[:] = [bytes(bytearray(b"made")), Shrinks(), FRAME]
-    assert _native.merge(frames, False, Offload.ALL.value, 10) is None
-    frames[:] = [b"x", Fails()]
-    assert _native.write_batch(left.fileno(), LARGE, 0, 9, frames) == (1, LOOK)
-    assert _native.segment(Fails(), False, 10) is None
-    assert _native.read_batch(right.fileno(), 9, 1000)[0] == [FRAME, b"x"]
+        class Fails:
+            def __buffer__(self, flags: int) -> memoryview:
+                raise ValueError("no")
+
+        frames[:] = [Shrinks(), bytes(5)]
+        assert _native.write_batch(left.fileno(), LARGE, 0, 9, frames) == (1, LOOK)
+        frames[:] = [bytes(bytearray(b"made")), Shrinks(), FRAME]
+        assert _native.merge(frames, False, Offload.ALL.value, 10) is None
+        frames[:] = [b"x", Fails()]
+        assert _native.write_batch(left.fileno(), LARGE, 0, 9, frames) == (1, LOOK)
+        assert _native.segment(Fails(), False, 10) is None
+        assert _native.read_batch(right.fileno(), 9, 1000)[0] == [FRAME, b"x"]
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="__buffer__ came with Python 3.12")
-def test_buffers_that_call_the_extension(pair: tuple[socket.socket, socket.socket]) -> None:
-    left, right = pair
+if sys.version_info >= (3, 12):  # __buffer__ came with it
 
-    class Nested:
-        def __buffer__(self, flags: int) -> memoryview:
-            assert _native.write_one(right.fileno(), LARGE, get_ident(), b"inner") == 0
-            assert _native.read_one(left.fileno()) == b"inner"
-            assert _native.merge([FRAME], False, 0, 10) == [(bytes(10) + FRAME, [0], 0)]
-            return memoryview(FRAME)
+    def test_buffers_that_call_the_extension(pair: tuple[socket.socket, socket.socket]) -> None:
+        left, right = pair
 
-    assert _native.write_batch(left.fileno(), LARGE, 0, 9, [Nested(), Nested()]) == (2, 0)
-    assert _native.read_batch(right.fileno(), 9, 1000)[0] == [FRAME, FRAME]
+        class Nested:
+            def __buffer__(self, flags: int) -> memoryview:
+                assert _native.write_one(right.fileno(), LARGE, get_ident(), b"inner") == 0
+                assert _native.read_one(left.fileno()) == b"inner"
+                assert _native.merge([FRAME], False, 0, 10) == [(bytes(10) + FRAME, [0], 0)]
+                return memoryview(FRAME)
+
+        assert _native.write_batch(left.fileno(), LARGE, 0, 9, [Nested(), Nested()]) == (2, 0)
+        assert _native.read_batch(right.fileno(), 9, 1000)[0] == [FRAME, FRAME]
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

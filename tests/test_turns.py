@@ -142,22 +142,35 @@ async def test_no_memory_to_call_back_keeps_nobody_waiting_for_ever(monkeypatch:
     assert order == [2, 4] or order == [2, 3, 4]
 
 
-async def test_batches_become_smaller_where_frames_are_much_work_and_grow_again() -> None:
-    loop = asyncio.get_running_loop()
+def test_batches_become_smaller_where_frames_are_much_work_and_grow_again() -> None:
     turns = Turns()
     assert turns.size(128) == 128
-
-    async def turn_that_takes(seconds: float) -> None:
-        await turns.next(loop)
-        time.sleep(seconds)
-        await turns.next(loop)
-
-    for _ in range(10):
-        await turn_that_takes(4 * SLICE)
-    assert 1 <= turns.size(1) <= turns.size(128) <= 16
-    for _ in range(40):
-        await turn_that_takes(0)
+    turns._adapt(SLICE)
     assert turns.size(128) == 128
+    turns._adapt(4 * SLICE)
+    assert turns.size(128) == 32
+    turns._adapt(1.3 * SLICE)
+    assert turns.size(128) == 32
+    for _ in range(100):
+        turns._adapt(4 * SLICE)
+    assert turns.size(1) == 1 and 1 <= turns.size(128) <= 8
+    for _ in range(100):
+        turns._adapt(0)
+    assert turns.size(128) == 128
+
+
+async def test_a_stream_that_takes_long_gets_smaller_batches() -> None:
+    loop = asyncio.get_running_loop()
+    turns = Turns()
+    for _ in range(3):
+        turns.join(loop, lambda: time.sleep(4 * SLICE))
+        await turns.next(loop)
+    assert turns.size(128) <= 32
+    turns = Turns()
+    assert turns.begin()
+    time.sleep(4 * SLICE)
+    turns.pause()
+    assert turns.size(128) <= 32
 
 
 async def test_writers_look_at_the_clock_now_and_then() -> None:
