@@ -142,6 +142,7 @@ async def test_no_memory_to_call_back_keeps_nobody_waiting_for_ever(monkeypatch:
     assert order == [2, 4] or order == [2, 3, 4]
 
 
+@pytest.mark.alone
 async def test_batches_become_smaller_where_frames_are_much_work_and_grow_again() -> None:
     loop = asyncio.get_running_loop()
     turns = Turns()
