@@ -72,6 +72,7 @@ async def test_five_frames_come_with_one_wake(monkeypatch: pytest.MonkeyPatch) -
         assert queue.stats.frames_read == 5
 
 
+@pytest.mark.alone
 async def test_work_per_callback_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Frames that pile up meanwhile must not keep the loop in one callback: others get their turn in between."""
     async with tap_with_peer(read_buffer=1000) as (interface, peer):
