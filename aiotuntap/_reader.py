@@ -136,8 +136,7 @@ class FrameReader(Owning):
         """Waits for at least one frame and returns all that are there, in order, *limit* at most.
 
         This is the fast way: what one frame costs on top of the system call falls to nearly nothing. With offloads, a
-        batch also ends when it has 256 KiB; and it is smaller where a program works so long on each frame that a full
-        one would keep others waiting. Cancelling loses no frame.
+        batch also ends when it has 256 KiB. Cancelling loses no frame.
 
         Raises:
             QueueClosedError: The queue was closed here, before or meanwhile.
@@ -194,8 +193,8 @@ class FrameReader(Owning):
     def _take(self, limit: int) -> list[bytes]:
         """Up to *limit* frames out of the buffer, which has one at least, and out of the source."""
         buffer = self._buffer
-        if self._more and (room := self._turns.size(limit) - len(buffer)) > 0:
-            self._pull(room)
+        if self._more and len(buffer) < limit:
+            self._pull(limit - len(buffer))
         if len(buffer) <= limit:
             frames = list(buffer)
             buffer.clear()
@@ -226,9 +225,9 @@ class FrameReader(Owning):
         """
         if asyncio.get_running_loop() is not self._loop:
             self._wrong_caller()
-        first, turns = not self._readers, self._turns
-        if first and self._more and monotonic() < turns.until:
-            self._pull(turns.size(wanted))
+        first = not self._readers
+        if first and self._more and monotonic() < self._turns.until:
+            self._pull(wanted)
             if self._buffer:
                 return
         if first and self._error is not None:
@@ -243,7 +242,7 @@ class FrameReader(Owning):
             while True:
                 await turn
                 if not self._buffer and self._more:
-                    self._pull(turns.size(wanted))
+                    self._pull(wanted)
                 if self._buffer or self._error is not None:
                     break
                 turn = self._readers[0] = Turn(loop=self._loop)

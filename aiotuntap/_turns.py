@@ -20,10 +20,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 #: Seconds that the streams of a loop may take in a row.
-SLICE = 0.001
+SLICE = 0.002
 
-# The smallest part of a batch that is read at a time.
-_LEAST = 1 / 32
+#: Times that the loop goes round after a slice before the next one begins. A timer is called in the first round, and the
+#: task that it wakes runs in the second: with fewer, a slice would come before each of the two.
+ROUNDS = 2
 
 #: Frames that a writer may write without a look at the clock.
 CREDIT = 64
@@ -89,7 +90,7 @@ class Turn(asyncio.Future[None]):
 class Turns:
     """The slice and the line of one event loop."""
 
-    __slots__ = ("__weakref__", "_began_at", "_called", "_grant", "_line", "_paused_at", "_share", "credit", "until")
+    __slots__ = ("__weakref__", "_began_at", "_called", "_grant", "_line", "_paused_at", "credit", "until")
 
     def __init__(self) -> None:
         #: Until when, by `time.monotonic`, streams may go on without waiting in line.
@@ -98,8 +99,6 @@ class Turns:
         #: of a frame.
         self.credit = 0
         self._grant = 1
-        #: What part of a full batch is read at a time.
-        self._share = 1.0
         self._began_at = self._paused_at = 0.0
         self._line: deque[Callable[[], object]] = deque()
         #: Whether the loop is going to call `_go_on`.
@@ -115,14 +114,9 @@ class Turns:
         self._began_at = now
         return True
 
-    def size(self, wanted: int) -> int:
-        """How many frames to read of those *wanted*: as many as can be handled in about a slice."""
-        return wanted if self._share == 1 else max(1, int(wanted * self._share))
-
     def pause(self) -> None:
         """A stream that the loop called has done its work."""
         self._paused_at = monotonic()
-        self._adapt(self._paused_at - self._began_at)
         self.credit = 0
         self._grant = 1
 
@@ -143,7 +137,7 @@ class Turns:
     def call(self, loop: asyncio.AbstractEventLoop) -> None:
         """Makes sure that the loop calls back, also when there was no memory for that before."""
         if not self._called:
-            loop.call_soon(self._go_on, loop)
+            loop.call_soon(self._go_on, loop, ROUNDS if self._is_used_up() else 0)
             self._called = True
 
     async def next(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -153,30 +147,30 @@ class Turns:
         await turn
         self.credit = CREDIT
 
-    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._called = False
+    def _is_used_up(self) -> bool:
+        """Whether streams have just had a whole slice."""
         now = monotonic()
-        self.until = now + SLICE
+        is_at_work = self._began_at > self._paused_at
+        return now >= self.until and (is_at_work or now - self._paused_at <= PAUSE)
+
+    def _go_on(self, loop: asyncio.AbstractEventLoop, rounds: int) -> None:
+        self._called = False
+        if rounds:
+            loop.call_soon(self._go_on, loop, rounds - 1)
+            self._called = True
+            return
+        self._began_at = monotonic()
+        self.until = self._began_at + SLICE
         try:
             # Who joins meanwhile comes next time.
             for _ in range(len(self._line)):
-                self._began_at = now
                 self._line.popleft()()
-                now = monotonic()
-                if now >= self.until:
+                if monotonic() >= self.until:
                     break
-                self._adapt(now - self._began_at)
         finally:
-            self.pause()
             if self._line:
                 self.call(loop)
-
-    def _adapt(self, took: float) -> None:
-        """Makes batches smaller where their frames are so much work that one takes far longer than a slice."""
-        if took > 1.5 * SLICE:
-            self._share = max(self._share * SLICE / took, _LEAST)
-        elif self._share < 1 and took < 1.1 * SLICE:
-            self._share = min(self._share * 1.25, 1.0)
+            self.pause()
 
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()

@@ -78,7 +78,7 @@ async def test_a_slice_that_is_used_up_lets_the_loop_go_round() -> None:
         turns.join(loop, work)
 
     async def other() -> None:
-        while len(order) < 6:
+        while order.count("work") < 3:
             order.append("other")
             await asyncio.sleep(0)
 
@@ -132,45 +132,49 @@ async def test_no_memory_to_call_back_keeps_nobody_waiting_for_ever(monkeypatch:
     turns.join(loop, lambda: order.append(2))
     turns.join(loop, lambda: turns.join(loop, lambda: order.append(3)))
     loop.refusals = 1
-    callback, argument = loop.calls.pop()
+    callback, *arguments = loop.calls.pop()
     with pytest.raises(MemoryError):
-        callback(argument)
+        callback(*arguments)
     turns.call(loop)
     turns.join(loop, lambda: order.append(4))
     (call,) = loop.calls
-    call[0](call[1])
+    call[0](*call[1:])
     assert order == [2, 4] or order == [2, 3, 4]
 
 
-def test_batches_become_smaller_where_frames_are_much_work_and_grow_again() -> None:
-    turns = Turns()
-    assert turns.size(128) == 128
-    turns._adapt(SLICE)
-    assert turns.size(128) == 128
-    turns._adapt(4 * SLICE)
-    assert turns.size(128) == 32
-    turns._adapt(1.3 * SLICE)
-    assert turns.size(128) == 32
-    for _ in range(100):
-        turns._adapt(4 * SLICE)
-    assert turns.size(1) == 1 and 1 <= turns.size(128) <= 8
-    for _ in range(100):
-        turns._adapt(0)
-    assert turns.size(128) == 128
-
-
-async def test_a_stream_that_takes_long_gets_smaller_batches() -> None:
+async def test_after_a_slice_a_timer_and_the_task_that_it_wakes_come_first() -> None:
     loop = asyncio.get_running_loop()
     turns = Turns()
+    order: list[str] = []
+
+    def work() -> None:
+        order.append("work")
+        time.sleep(1.5 * SLICE)
+
+    async def tick() -> None:
+        await asyncio.sleep(SLICE / 2)
+        order.append("tick")
+
+    ticking = asyncio.ensure_future(tick())
+    await asyncio.sleep(0)
     for _ in range(3):
-        turns.join(loop, lambda: time.sleep(4 * SLICE))
-        await turns.next(loop)
-    assert turns.size(128) <= 32
+        turns.join(loop, work)  # the timer expires during the first
+    await ticking
+    while len(order) < 4:
+        await asyncio.sleep(0)
+    assert order == ["work", "tick", "work", "work"]
+
+
+async def test_within_a_slice_there_is_one_round_between_turns() -> None:
+    loop = asyncio.get_running_loop()
     turns = Turns()
-    assert turns.begin()
-    time.sleep(4 * SLICE)
-    turns.pause()
-    assert turns.size(128) <= 32
+    rounds = 0
+    for _ in range(5):
+        waiting = asyncio.ensure_future(turns.next(loop))
+        while not waiting.done():
+            await asyncio.sleep(0)
+            rounds += 1
+    assert rounds <= 15
 
 
 async def test_writers_look_at_the_clock_now_and_then() -> None:

@@ -326,5 +326,5 @@ async def test_a_flood_leaves_time_for_others(queues: int) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        # A slice is 50 frames, and one batch of 128 is handed out within it at the latest.
+        # A slice is 100 frames, and one batch of 128 is handed out within it at the latest.
         assert read > 500 and most <= 256

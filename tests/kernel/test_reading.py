@@ -167,7 +167,7 @@ async def test_a_full_ring_is_read_without_starving_a_ticker() -> None:
                 pass
         ticking.cancel()
         assert got == sent
-        # A slice is 50 frames, and what was read within it, 128 at most, is in the buffer.
+        # A slice is 100 frames, and what was read within it, 128 at most, is in the buffer.
         assert longest <= 256
 
 
