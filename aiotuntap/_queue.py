@@ -316,8 +316,8 @@ class TuntapQueue(FrameReader):
             TypeError: It is not a frame.
         """
         turns = self._turns
-        turns.credit -= 1
-        if turns.credit < 0:
+        turns.credit = credit = turns.credit - 1
+        if credit < 0:
             await self._more_credit()
         write_one = self._engine.write_one
         while number := write_one(self._fd, self._max_frame, self._thread, frame):
