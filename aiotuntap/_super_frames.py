@@ -24,7 +24,7 @@ def segment(frame: Buffer, mode: Mode | str, *, header_size: int = HEADER_SIZE) 
         header_size: Bytes of the virtio_net_hdr: 10, or 24 with the offloads for UDP tunnels.
 
     Raises:
-        InvalidFrameError: Header and frame do not hold together, or it is a kind that is not segmented here: legacy
+        InvalidFrameError: Header and frame do not fit each other, or it is a kind that is not segmented here: legacy
             UFO, or a super-frame inside a tunnel. Or its segments would have more than 16 MiB of headers.
     """
     mode = Mode(mode)

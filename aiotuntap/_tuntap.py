@@ -136,7 +136,7 @@ class AsyncTuntap(Owning):
 
         Raises:
             SetupError: The node, the namespace or the interface cannot be had, or an existing interface does not match
-                what was asked for. ``errno`` is the kernel's; the message says how to mend it. Also a PermissionError
+                what was asked for. ``errno`` is the kernel's; the message says how to fix it. Also a PermissionError
                 where that is what it is.
         """
         if self._interface.opened:
@@ -165,7 +165,7 @@ class AsyncTuntap(Owning):
                 sets the offloads anew; without it they stay as they are.
 
         Raises:
-            SetupError: A descriptor is no attached TUN/TAP queue, or they belong to different interfaces.
+            SetupError: A descriptor is not an attached TUN/TAP queue, or they belong to different interfaces.
         """
         files = [QueueFile(_check_fd(fd)) for fd in fds]
         if not files:
@@ -328,7 +328,7 @@ class AsyncTuntap(Owning):
         it leaves everything as it was.
 
         Raises:
-            SetupError: As for `open`; E2BIG for more than 256 queues.
+            SetupError: The node, the namespace or the interface cannot be had; E2BIG for more than 256 queues.
             DeviceGoneError: The interface was deleted.
         """
         _check_count("count", count)
@@ -562,20 +562,33 @@ class AsyncTuntap(Owning):
             self._watchers.remove(watcher)
 
     async def set_persist(self, persist: bool) -> None:
-        """Whether the interface outlives its last queue. Errors as for `set_send_buffer`."""
+        """Whether the interface outlives its last queue.
+
+        Raises:
+            SetupError: The kernel refused.
+            DeviceGoneError: The interface was deleted.
+            QueueClosedError: It was closed here.
+        """
         self._set("persist", persist, lambda file: file.set_value(_abi.TUNSETPERSIST, int(persist)))
 
     async def set_carrier(self, carrier: bool) -> None:
         """Whether the interface has a carrier; the kernel applies it a few milliseconds later.
 
-        Errors as for `set_send_buffer`. EPERM: a carrier takes at least one enabled queue.
+        Raises:
+            SetupError: The kernel refused; EPERM: a carrier takes at least one enabled queue.
+            DeviceGoneError: The interface was deleted.
+            QueueClosedError: It was closed here.
         """
         self._set("carrier", carrier, lambda file: file.set_int(_abi.TUNSETCARRIER, int(carrier)))
 
     async def set_owner(self, owner: int | str) -> None:
         """User who may attach without privilege, by number or name.
 
-        Errors as for `set_send_buffer`. ValueError: there is no user of that name.
+        Raises:
+            SetupError: The kernel refused.
+            DeviceGoneError: The interface was deleted.
+            QueueClosedError: It was closed here.
+            ValueError: There is no user of that name.
         """
         uid = await _number_of(owner, "user", lambda name: pwd.getpwnam(name).pw_uid)
         self._set("owner", owner, lambda file: file.set_value(_abi.TUNSETOWNER, uid))
@@ -583,7 +596,11 @@ class AsyncTuntap(Owning):
     async def set_group(self, group: int | str) -> None:
         """Group whose members may attach without privilege. With an owner set as well, both must match.
 
-        Errors as for `set_owner`.
+        Raises:
+            SetupError: The kernel refused.
+            DeviceGoneError: The interface was deleted.
+            QueueClosedError: It was closed here.
+            ValueError: There is no group of that name.
         """
         gid = await _number_of(group, "group", lambda name: grp.getgrnam(name).gr_gid)
         self._set("group", group, lambda file: file.set_value(_abi.TUNSETGROUP, gid))
