@@ -314,9 +314,9 @@ def _clock_step() -> float:
 async def idle_share(seconds: float = 0.2) -> float:
     """The share of one CPU, 0 to 1, that this thread uses while its loop has nothing to do.
 
-    It looks for longer where the clock is coarse, so that two ticks that happen to be counted are less than 0.05.
+    It looks for longer where the clock is coarse, so that a few ticks that happen to be counted are less than 0.05.
     """
-    seconds = max(seconds, 50 * _clock_step())
+    seconds = max(seconds, 100 * _clock_step())
     before = time.thread_time()
     await asyncio.sleep(seconds)
     return (time.thread_time() - before) / seconds

@@ -574,7 +574,7 @@ async def test_writing_without_waiting_takes_what_stands_in_front() -> None:
 
 async def test_a_kind_that_was_refused_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_transparent, "_PAUSE", 0.05)
-    frames = build(row(udp(), 10))
+    frames = build(row(Packet(), 10))
     async with transparent() as (_, queue):
         refusing = True
         offered = inject(queue, judge=lambda data: errno.EINVAL if data[1] and refusing else 0)
