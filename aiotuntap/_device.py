@@ -188,7 +188,7 @@ class Opened:
 
 
 class AttachError(Exception):
-    """TUNSETIFF refused; `_diagnosis` knows how to put it into words."""
+    """TUNSETIFF refused; `_netlink.diagnosis` knows how to put it into words."""
 
     def __init__(self, name: str, cause: OSError) -> None:
         super().__init__(name, cause)
