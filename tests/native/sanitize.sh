@@ -3,9 +3,10 @@
 # The C sources: no warning on three processors; address and undefined-behaviour sanitizers over generated input, as long
 # as is asked for, and over the tests of the extension; the same results on a big-endian machine.
 set -eu
-python=$1
-seconds=${2-20}
 cd "$(dirname "$0")/../.."
+python=$PWD/$1 # it is called in another folder
+case $1 in /*) python=$1 ;; esac
+seconds=${2-20}
 sh tests/install-programs.sh cc:build-essential clang qemu-s390x:qemu-user \
     aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu /usr/aarch64-linux-gnu/include/stdlib.h:libc6-dev-arm64-cross \
     s390x-linux-gnu-gcc:gcc-s390x-linux-gnu /usr/s390x-linux-gnu/include/stdlib.h:libc6-dev-s390x-cross
