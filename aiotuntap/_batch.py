@@ -38,11 +38,10 @@ def size_of(frame: Frame) -> int:
     Raises:
         TypeError: It is neither.
     """
-    if isinstance(frame, (list, tuple)):
-        return sum(map(size_of, frame))
+    pieces = frame if isinstance(frame, (list, tuple)) else (frame,)
     try:
-        return memoryview(frame).nbytes  # type: ignore[arg-type]
-    except TypeError:
+        return sum(memoryview(piece).nbytes for piece in pieces)
+    except (TypeError, ValueError, BufferError) as error:
         raise TypeError(
-            f"a frame is a bytes-like object, or a list or tuple of them, not {type(frame).__name__}"
-        ) from None
+            f"a frame is a bytes-like object, or a list or tuple of them, not {type(frame).__name__} ({error})"
+        ) from error

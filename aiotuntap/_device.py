@@ -41,7 +41,7 @@ class QueueFile:
         try:
             return cls(os.open(_abi.NODE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError as error:
-            mend = {
+            fix = {
                 errno.ENOENT: "make it: 'mkdir -p /dev/net && mknod /dev/net/tun c 10 200'; in a container, pass the"
                 " device in (docker: --device /dev/net/tun)",
                 errno.ENODEV: "the kernel has no TUN/TAP driver loaded: 'modprobe tun' as root",
@@ -50,7 +50,7 @@ class QueueFile:
                 " who may create or attach)",
                 errno.EPERM: "this sandbox or container forbids the device: allow character device 10:200",
             }.get(error.errno or 0, "see 'ls -l /dev/net/tun'")
-            raise cannot(f"open {_abi.NODE}", error, mend) from error
+            raise cannot(f"open {_abi.NODE}", error, fix) from error
 
     def close(self) -> None:
         """Closes the descriptor. The last one of an interface that is not persistent takes the interface with it."""
@@ -188,7 +188,7 @@ class Opened:
 
 
 class AttachError(Exception):
-    """TUNSETIFF refused; `_diagnosis` knows how to put it into words."""
+    """TUNSETIFF refused; `_netlink.diagnosis` knows how to put it into words."""
 
     def __init__(self, name: str, cause: OSError) -> None:
         super().__init__(name, cause)

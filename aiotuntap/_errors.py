@@ -48,7 +48,7 @@ class InvalidFrameError(TuntapError, ValueError):
 
 
 class SetupError(TuntapError, OSError):
-    """An interface could not be opened, attached to or configured. The message says how to mend it."""
+    """An interface could not be opened, attached to or configured. The message says how to fix it."""
 
     def __new__(cls, *args: object) -> SetupError:  # noqa: PYI034 - or of the subclass for permissions
         if cls is SetupError and args and args[0] in (errno.EPERM, errno.EACCES):
@@ -57,7 +57,7 @@ class SetupError(TuntapError, OSError):
 
 
 class SetupPermissionError(SetupError, PermissionError):
-    """A `SetupError` for want of a privilege; caught as either."""
+    """A `SetupError` because of a missing privilege; caught as either."""
 
 
 def gone(name: str, number: int = errno.EBADFD) -> DeviceGoneError:

@@ -99,7 +99,7 @@ def _write(fd: int, largest: int, frame: Frame) -> int:
         os.write(fd, frame)  # type: ignore[arg-type]
     except OSError as error:
         return error.errno or errno.EIO
-    except (TypeError, BufferError):  # a frame in pieces, a view that is not contiguous, or no frame at all
+    except Exception:  # noqa: BLE001 - a frame in pieces, with gaps, or not a frame: whatever its buffer raises
         return LOOK
     return 0
 

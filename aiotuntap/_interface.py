@@ -25,7 +25,7 @@ class Interface:
         netns: The namespace it was opened in or moved to, as the user named it; None for that of the opening thread.
         index: Its number in its namespace when somebody last looked; 0 if that could not be told, None before opening.
         files: Those of its open queues, in the order they were opened.
-        opened: Whether opening has begun.
+        opened: Whether queues were opened.
         closed: Whether closing has begun.
     """
 

@@ -73,13 +73,13 @@ def _enter(fd: int, label: str) -> None:
     try:
         _setns(fd)
     except OSError as error:
-        mend = (
-            "it is no network namespace"
+        fix = (
+            "it is not a network namespace"
             if error.errno == errno.EINVAL
             else "it takes CAP_SYS_ADMIN in the user namespace that owns it, so run as root, or start the program inside"
             " with 'ip netns exec'"
         )
-        raise SetupError(error.errno, f"cannot enter network namespace {label}: {error.strerror}; {mend}") from error
+        raise SetupError(error.errno, f"cannot enter network namespace {label}: {error.strerror}; {fix}") from error
 
 
 def _setns(fd: int) -> None:

@@ -25,7 +25,7 @@ from typing import Protocol, TypeVar
 from . import _abi, _engine
 from ._batch import as_batch, note_end, report, size_of
 from ._device import QueueFile
-from ._errors import InvalidFrameError, LinkDownError, QueueClosedError, SetupError, TuntapError, gone
+from ._errors import InvalidFrameError, LinkDownError, QueueClosedError, cannot, gone
 from ._frames import LOOK, MOST, WRONG_THREAD, write_pieces
 from ._interface import Interface
 from ._reader import FrameReader
@@ -149,6 +149,7 @@ class TuntapQueue(FrameReader):
             SetupError: The interface has a single queue (``multi_queue=False``).
             QueueClosedError: The queue was closed here.
             DeviceGoneError: The interface was deleted.
+            RuntimeError: Called from another thread or event loop than the one that the queue belongs to.
         """
         self._switch(_abi.IFF_DETACH_QUEUE)
 
@@ -159,6 +160,7 @@ class TuntapQueue(FrameReader):
             SetupError: The interface has a single queue (``multi_queue=False``).
             QueueClosedError: The queue was closed here.
             DeviceGoneError: The interface was deleted.
+            RuntimeError: Called from another thread or event loop than the one that the queue belongs to.
         """
         self._switch(_abi.IFF_ATTACH_QUEUE)
         self._interface.restore(self._file)
@@ -173,10 +175,8 @@ class TuntapQueue(FrameReader):
         except OSError as error:
             if error.errno in _GONE:
                 raise self._failure(error.errno) from None
-            raise SetupError(
-                error.errno,
-                "the kernel refuses to detach or attach the queue: it takes an interface opened with multi_queue=True",
-            ) from error
+            hint = "it takes an interface opened with multi_queue=True" if error.errno == errno.EINVAL else ""
+            raise cannot("detach or attach the queue", error, hint) from error
 
     def _check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:
@@ -202,13 +202,13 @@ class TuntapQueue(FrameReader):
     def _keep(self, frames: list[bytes], number: int | BaseException) -> None:
         """Buffers what was read, and then looks at what stopped the reading: see `_frames.read_batch`."""
         self._more = True
-        self._frames_read += len(frames)
+        buffered = len(self._buffer)
         try:
             self._buffer += frames
-        except MemoryError:
-            # The deque took those in front. What is lost is counted, at least.
-            self._frames_dropped += len(frames)
-            raise
+        finally:
+            taken = len(self._buffer) - buffered
+            self._frames_read += taken
+            self._frames_dropped += len(frames) - taken  # there was no memory to keep them
         if number:
             if number == errno.EAGAIN:
                 self._more = False
@@ -316,8 +316,8 @@ class TuntapQueue(FrameReader):
             TypeError: It is not a frame.
         """
         turns = self._turns
-        turns.credit -= 1
-        if turns.credit < 0:
+        turns.credit = credit = turns.credit - 1
+        if credit < 0:
             await self._more_credit()
         write_one = self._engine.write_one
         while number := write_one(self._fd, self._max_frame, self._thread, frame):
@@ -371,7 +371,7 @@ class TuntapQueue(FrameReader):
             except InvalidFrameError as error:
                 refused[index] = error
                 index += 1
-            except (TuntapError, OSError, TypeError, BufferError) as error:
+            except Exception as error:
                 note_end(error, len(batch), range(index, len(batch)), refused)
                 raise
         report(refused, len(batch))
@@ -414,7 +414,7 @@ class TuntapQueue(FrameReader):
         """Whether writing raises whatever the kernel says of the frame."""
         try:
             return not 0 < size_of(frame) <= self._max_frame
-        except TypeError:
+        except Exception:  # noqa: BLE001 - whatever its buffer raises
             return True
 
     def _write_closely(self, number: int, frame: Frame) -> int:
@@ -444,7 +444,7 @@ class TuntapQueue(FrameReader):
     async def _more_credit(self) -> None:
         """Lets others run, if writers have written for as long as they may."""
         self._check_loop()
-        if not self._turns.extend():
+        if not self._turns.extend(self._loop):
             await self._turns.next(self._loop)
 
     def _refusal(self, number: int) -> Exception:
@@ -544,11 +544,11 @@ class TuntapQueue(FrameReader):
         file = self._file
         if os.getpid() == self._pid:  # a forked child shares the loop's epoll instance, and must leave it alone
             self._unregister()
-            self._fd = -1
-            self._file = QueueFile(-1)
             self._buffer.clear()
             self._end(QueueClosedError(f"this queue of {self._interface.name!r} is closed"))
             self._wake_writers()
+        self._fd = -1
+        self._file = QueueFile(-1)
         return file
 
 

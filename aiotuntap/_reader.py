@@ -10,7 +10,6 @@ future that a reader waits on only says "your turn", and a turn that is not take
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import deque
 from threading import get_ident
 from time import monotonic
@@ -22,6 +21,9 @@ from ._types import Owning
 
 #: Frames that `read_frames` returns at most unless told otherwise.
 DEFAULT_LIMIT = 128
+
+# … and whatever they are told.
+_MOST = 4096
 
 
 class FrameReader(Owning):
@@ -125,9 +127,9 @@ class FrameReader(Owning):
             self._wrong_caller()
         if self._readers or not self._buffer:
             await self._wait_frames(self._batch)
+        if not self._flowing:
+            self._make_room(1)
         frame = self._buffer.popleft()
-        if not self._flowing and len(self._buffer) <= self._low:
-            self._resume()
         if self._readers:
             self._wake_reader()
         return frame
@@ -136,7 +138,7 @@ class FrameReader(Owning):
         """Waits for at least one frame and returns all that are there, in order, *limit* at most.
 
         This is the fast way: what one frame costs on top of the system call falls to nearly nothing. With offloads, a
-        batch also ends when it has 256 KiB. Cancelling loses no frame.
+        batch also ends when it has 256 KiB. Cancelling loses no frame. A *limit* over 4096 is one of 4096.
 
         Raises:
             QueueClosedError: The queue was closed here, before or meanwhile.
@@ -147,9 +149,10 @@ class FrameReader(Owning):
         limit = check_limit(limit)
         if get_ident() != self._thread:
             self._wrong_caller()
+        is_asked = False
         if self._readers or not self._buffer:
-            await self._wait_frames(limit)
-        return self._take(limit)
+            is_asked = await self._wait_frames(limit)
+        return self._take(limit, is_asked)
 
     def read_frame_nowait(self) -> bytes:
         """Returns a frame that is there already, in the buffer or in the kernel.
@@ -161,10 +164,9 @@ class FrameReader(Owning):
             RuntimeError: Called from another thread than the one that the queue belongs to.
         """
         self._ask(1)
-        frame = self._buffer.popleft()
-        if not self._flowing and len(self._buffer) <= self._low:
-            self._resume()
-        return frame
+        if not self._flowing:
+            self._make_room(1)
+        return self._buffer.popleft()
 
     def read_frames_nowait(self, limit: int = DEFAULT_LIMIT) -> list[bytes]:
         """Returns the frames that are there already, in the buffer or in the kernel: at least one, *limit* at most.
@@ -177,8 +179,7 @@ class FrameReader(Owning):
             ValueError: *limit* is not a whole number of at least 1.
         """
         limit = check_limit(limit)
-        self._ask(limit)
-        return self._take(limit)
+        return self._take(limit, self._ask(limit))
 
     def __aiter__(self) -> Self:
         """Frames as they come, until the queue is closed here. Raises DeviceGoneError when the interface goes away."""
@@ -190,35 +191,50 @@ class FrameReader(Owning):
         except QueueClosedError:
             raise StopAsyncIteration from None
 
-    def _take(self, limit: int) -> list[bytes]:
-        """Up to *limit* frames out of the buffer, which has one at least, and out of the source."""
+    def _take(self, limit: int, is_asked: bool) -> list[bytes]:
+        """Up to *limit* frames out of the buffer, which has one at least, and of the source, unless that *is_asked* already."""
         buffer = self._buffer
-        if self._more and len(buffer) < limit:
-            self._pull(limit - len(buffer))
+        if self._more and not is_asked and len(buffer) < limit:
+            try:
+                self._pull(limit - len(buffer))
+            except BaseException:  # others wait for what is in the buffer
+                self._wake_reader()
+                raise
+        if not self._flowing:
+            self._make_room(limit)
         if len(buffer) <= limit:
             frames = list(buffer)
             buffer.clear()
         else:
             frames = [buffer.popleft() for _ in range(limit)]
-        if not self._flowing and len(buffer) <= self._low:
-            self._resume()
         if self._readers:
             self._wake_reader()
         return frames
 
-    def _ask(self, limit: int) -> None:
-        """Fills the buffer without waiting, or raises what there is to say when that fails."""
+    def _make_room(self, count: int) -> None:
+        """Lets frames flow again if there will be room. Before they leave the buffer, since it can fail."""
+        if len(self._buffer) - count <= self._low:
+            try:
+                self._resume()
+            except BaseException:
+                self._wake_reader()
+                raise
+
+    def _ask(self, limit: int) -> bool:
+        """Makes sure that the buffer is not empty, without waiting, or raises. Returns whether it asked the source."""
         if get_ident() != self._thread:
             self._wrong_caller()
-        if not self._buffer and not self._readers and self._error is None:
+        is_asked = not self._buffer and not self._readers and self._error is None
+        if is_asked:
             self._pull(limit)
+        if not self._buffer and self._error is not None:
+            raise fresh(self._error)
         if self._readers or not self._buffer:
-            if self._error is not None:
-                raise fresh(self._error)
             raise BlockingIOError("no frame to read now")
+        return is_asked
 
-    async def _wait_frames(self, wanted: int) -> None:
-        """Returns when the buffer is not empty and everyone who asked earlier has been served.
+    async def _wait_frames(self, wanted: int) -> bool:
+        """Returns when the buffer is not empty and everyone who asked earlier has been served: whether it asked the source.
 
         A source that may have more is asked directly, *wanted* frames at a time, as long as the slice of time lasts: a
         callback and a task switch cost as much as ten frames.
@@ -229,7 +245,7 @@ class FrameReader(Owning):
         if first and self._more and monotonic() < self._turns.until:
             self._pull(wanted)
             if self._buffer:
-                return
+                return True
         if first and self._error is not None:
             raise fresh(self._error)
         turn = Turn(loop=self._loop)
@@ -241,7 +257,8 @@ class FrameReader(Owning):
                 self._resume()
             while True:
                 await turn
-                if not self._buffer and self._more:
+                is_asked = not self._buffer and self._more
+                if is_asked:
                     self._pull(wanted)
                 if self._buffer or self._error is not None:
                     break
@@ -254,13 +271,14 @@ class FrameReader(Owning):
         if not self._buffer:
             self._wake_reader()
             raise fresh(self._error)
+        return is_asked
 
 
 def check_limit(limit: int) -> int:
-    """A limit on frames, as a number that C code takes too."""
+    """A limit on frames that keeps others of the loop from waiting for long."""
     if not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit must be a whole number of at least 1, not {limit!r}")
-    return min(limit, sys.maxsize)
+    return min(limit, _MOST)
 
 
 def raise_wrong_caller(loop: asyncio.AbstractEventLoop, thread: int, what: str) -> NoReturn:

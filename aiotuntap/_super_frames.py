@@ -24,7 +24,7 @@ def segment(frame: Buffer, mode: Mode | str, *, header_size: int = HEADER_SIZE) 
         header_size: Bytes of the virtio_net_hdr: 10, or 24 with the offloads for UDP tunnels.
 
     Raises:
-        InvalidFrameError: Header and frame do not hold together, or it is a kind that is not segmented here: legacy
+        InvalidFrameError: Header and frame do not fit each other, or it is a kind that is not segmented here: legacy
             UFO, or a super-frame inside a tunnel. Or its segments would have more than 16 MiB of headers.
     """
     mode = Mode(mode)
@@ -45,7 +45,8 @@ def coalesce(
     """Turns plain frames into frames as the kernel takes them with ``vnet_header=True``, with runs of one flow merged.
 
     A super-frame stands for up to 64 consecutive TCP or UDP frames of one flow, of one size but for the last, that the
-    kernel can split again into the same frames. Anything else goes alone and as it came: a frame whose checksum is
+    kernel can split again into the same frames; but for the identification of IPv4 where fragmenting is forbidden, which
+    means nothing then (RFC 6864). Anything else goes alone and as it came: a frame whose checksum is
     wrong, a fragment, one with other options, flags or TTL than those before, one with headers of more than 256 bytes.
     The order within each flow stays, and super-frames are in the order of their first frames.
 
@@ -59,8 +60,8 @@ def coalesce(
     check_size(header_size)
     plain = frames if isinstance(frames, (list, tuple)) else list(frames)
     merged = _engine.engine.coalesce(plain, tap, offload.value, header_size)
-    if merged is None:  # not all of them are plain memory
+    if merged is None:  # not all of them are plain memory, or there are more than the engine takes
         plain = [bytes(memoryview(frame)) for frame in plain]
-        merged = _engine.engine.coalesce(plain, tap, offload.value, header_size)
+        merged = _engine.PYTHON.coalesce(plain, tap, offload.value, header_size)
     assert merged is not None
     return merged

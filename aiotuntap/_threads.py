@@ -29,10 +29,10 @@ async def run_in_thread(
     Args:
         work: Called on the thread.
         undo: Takes back a result that nobody is left to receive.
-        or_here: When no thread can be had, as during the interpreter's shutdown, run *work* on this one.
+        or_here: When no thread can be started, as during the interpreter's shutdown, run *work* on this one.
 
     Raises:
-        SetupError: No thread can be had.
+        SetupError: No thread can be started.
     """
     job = _Job(work, undo)
     try:
@@ -43,11 +43,13 @@ async def run_in_thread(
     if cancelled is None:
         return job.result()
     if job.has_result:  # it had come before the cancellation, and so the thread did not undo it
-        await outlast(_start(job.take_back, _nothing, or_here=True), _nothing)
+        await outlast(_start(job.take_back, _nothing, or_here=True))
     raise cancelled
 
 
-async def outlast(done: asyncio.Future[None], on_cancel: Callable[[], object]) -> asyncio.CancelledError | None:
+async def outlast(
+    done: asyncio.Future[None], on_cancel: Callable[[], object] | None = None
+) -> asyncio.CancelledError | None:
     """Waits for *done* through any number of cancellations, and returns the last of them for the caller to raise.
 
     Args:
@@ -59,7 +61,7 @@ async def outlast(done: asyncio.Future[None], on_cancel: Callable[[], object]) -
         try:
             await asyncio.wait([done])
         except asyncio.CancelledError as error:
-            if cancelled is None:
+            if cancelled is None and on_cancel is not None:
                 on_cancel()
             cancelled = error
     return cancelled

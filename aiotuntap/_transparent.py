@@ -12,7 +12,7 @@ from time import monotonic
 from ._batch import as_batch, note_end, report, size_of
 from ._device import QueueFile
 from ._engine import Merged
-from ._errors import InvalidFrameError, TuntapError
+from ._errors import InvalidFrameError
 from ._frames import LOOK, MOST
 from ._interface import Interface
 from ._offload.coalesce import MERGEABLE
@@ -97,6 +97,7 @@ class TransparentQueue(TuntapQueue):
         read_one, segment = self._engine.read_one, self._engine.segment
         tap, header_size = self._tap, len(self._header)
         frames: list[bytes] = []
+        size = 0
         stopped: int | BaseException = 0
         try:
             for _ in range(max(limit, BATCH)):  # frames that are dropped count as well
@@ -109,12 +110,13 @@ class TransparentQueue(TuntapQueue):
                     self._frames_dropped += 1
                     continue
                 frames += made
+                size += len(data)
                 if data[1]:  # gso_type
                     self._super_frames_read += 1
                     self._segments_made += len(made)
                 # A super-frame that looks like going past the limit is left where it is: it would be cut in two, and
                 # whoever writes its halves merges each of them alone.
-                if len(frames) + len(made) > limit:
+                if len(frames) + len(made) > limit or size >= self._enough:
                     self._left_behind = len(made)
                     break
         except BaseException as error:  # noqa: BLE001 - raised when what was read is safe
@@ -127,11 +129,11 @@ class TransparentQueue(TuntapQueue):
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def write_frame_nowait(self, frame: Frame) -> None:
-        """As for any queue, and merged with no other."""
+        """Writes one frame, as for any queue; it is merged with no other."""
         super().write_frame_nowait(self._header + self._plain(frame))
 
     async def write_frame(self, frame: Frame) -> None:
-        """As for any queue, and merged with no other."""
+        """Writes one frame, as for any queue; it is merged with no other."""
         await super().write_frame(self._header + self._plain(frame))
 
     async def write_frames(self, frames: Iterable[Frame]) -> None:
@@ -175,6 +177,7 @@ class TransparentQueue(TuntapQueue):
         while taken < len(batch):
             part = batch[taken : taken + _PART]
             runs = {run[1][0]: run for run in self._merge(part) or [] if run[2] and is_in_a_row(run[1])}
+            refused: dict[int, int] = {}  # kinds of super-frames that the kernel did not take, by where they end
             at = 0
             while at < len(part):
                 run = runs.pop(at, None)
@@ -182,12 +185,15 @@ class TransparentQueue(TuntapQueue):
                     if run is None:
                         self.write_frame_nowait(part[at])
                         at += 1
+                        if at in refused:  # it was not one of its frames
+                            self._stop_merging(refused[at])
                     elif self._write_run_now(run):
                         at += len(run[1])
-                    # Else the kernel refused it, and its frames have a chance of their own.
+                    else:  # its frames have a chance of their own
+                        refused[at + len(run[1])] = run[2]
                 except BlockingIOError:
                     return taken + at
-                except (TuntapError, OSError, TypeError) as error:
+                except Exception as error:
                     if not taken + at:
                         raise
                     if isinstance(error, InvalidFrameError):
@@ -233,7 +239,7 @@ class TransparentQueue(TuntapQueue):
                     at += 1
             if wrong is not None:
                 raise wrong
-        except (TuntapError, OSError, TypeError, BufferError) as error:
+        except Exception as error:
             left = sorted(places[number] for _, numbers, _ in merged[at:] for number in numbers)
             note_end(error, count, [*left, *range(end, count)], refused)
             raise
@@ -273,10 +279,14 @@ class TransparentQueue(TuntapQueue):
             except InvalidFrameError as error:
                 refused[places[numbers[0]]] = error
             del numbers[0]  # those that stay were not written
-        if len(refused) == before:  # it was not one of its frames: this kernel does not take such super-frames
-            self._super_frames_refused += 1
-            self._merging &= ~kind
-            self._retry_at = monotonic() + _PAUSE
+        if len(refused) == before:  # it was not one of its frames
+            self._stop_merging(kind)
+
+    def _stop_merging(self, kind: int) -> None:
+        """This kernel does not take such super-frames, though it takes their frames. For a while, there are none."""
+        self._super_frames_refused += 1
+        self._merging &= ~kind
+        self._retry_at = monotonic() + _PAUSE
 
     def _plain_part(
         self, part: Sequence[Frame], start: int, refused: dict[int, InvalidFrameError]
@@ -290,12 +300,14 @@ class TransparentQueue(TuntapQueue):
                 places.append(place)
             except InvalidFrameError as error:
                 refused[place] = error
-            except (TypeError, BufferError) as error:
+            except Exception as error:  # noqa: BLE001 - raised when those before it are written
                 return plain, places, place, error
         return plain, places, start + len(part), None
 
     def _plain(self, frame: Frame) -> bytes:
         """The frame in one piece."""
+        if self._closed:
+            raise self._failure(errno.EBADF)
         if type(frame) is not bytes:
             size_of(frame)  # which knows what a frame is
             frame = b"".join(map(bytes, frame if isinstance(frame, (list, tuple)) else [frame]))

@@ -29,7 +29,7 @@ from ._device import (
     same_interface,
     set_sticky,
 )
-from ._errors import QueueClosedError, SetupError
+from ._errors import QueueClosedError, SetupError, cannot
 from ._frames import keep_freed_memory
 from ._interface import Interface
 from ._netns import Namespace, parse_namespace
@@ -136,10 +136,10 @@ class AsyncTuntap(Owning):
 
         Raises:
             SetupError: The node, the namespace or the interface cannot be had, or an existing interface does not match
-                what was asked for. ``errno`` is the kernel's; the message says how to mend it. Also a PermissionError
+                what was asked for. ``errno`` is the kernel's; the message says how to fix it. Also a PermissionError
                 where that is what it is.
         """
-        if self._interface.opened:
+        if self._loop is not None:
             raise RuntimeError("this AsyncTuntap was opened before: make a new one")
         if self._interface.closed:
             raise RuntimeError("this AsyncTuntap was closed before it was opened: make a new one")
@@ -147,7 +147,7 @@ class AsyncTuntap(Owning):
         try:
             await self._add(self._count)
         except BaseException:
-            self._interface.opened = False
+            self._loop = None
             raise
         return self
 
@@ -165,7 +165,7 @@ class AsyncTuntap(Owning):
                 sets the offloads anew; without it they stay as they are.
 
         Raises:
-            SetupError: A descriptor is no attached TUN/TAP queue, or they belong to different interfaces.
+            SetupError: A descriptor is not an attached TUN/TAP queue, or they belong to different interfaces.
         """
         files = [QueueFile(_check_fd(fd)) for fd in fds]
         if not files:
@@ -186,7 +186,10 @@ class AsyncTuntap(Owning):
             **{"multi_queue": multi_queue, "vnet_header": bool(flags & _abi.IFF_VNET_HDR), **options},
         )
         interface = self._interface
-        netns = files[0].open_netns()
+        try:
+            netns = files[0].open_netns()
+        except OSError as error:
+            raise cannot(f"tell which namespace {name!r} is in", error) from error
         try:
             where = interface.netns if netns is None else netns
             diagnosis = await _import("_netlink.diagnosis")
@@ -207,7 +210,6 @@ class AsyncTuntap(Owning):
     def _begin(self) -> None:
         """From here on the interface belongs to the loop and the thread that run now."""
         self._loop, self._thread, self._pid = asyncio.get_running_loop(), threading.get_ident(), os.getpid()
-        self._interface.opened = True
 
     async def aclose(self) -> None:
         """Closes every queue. Unless it is persistent or held elsewhere, the interface is gone on return.
@@ -235,8 +237,9 @@ class AsyncTuntap(Owning):
                 await self._close_queues(self._queues)
         except asyncio.CancelledError as error:
             cancelled = error
-        while self._under_way:
-            cancelled = await outlast(next(iter(self._under_way)), _nothing) or cancelled
+        finally:
+            while self._under_way:
+                cancelled = await outlast(next(iter(self._under_way))) or cancelled
         if cancelled is not None:
             raise cancelled
 
@@ -289,14 +292,17 @@ class AsyncTuntap(Owning):
 
     @property
     def index(self) -> int:
-        """The interface's number in its namespace when a queue was last opened; 0 if that could not be told."""
+        """The interface's number in its namespace when that was last looked at; 0 if it could not be told.
+
+        Opening queues looks at it, and so do `configure`, `link` and `watch`.
+        """
         if self._interface.index is None:
             raise RuntimeError("the interface is not open yet: its index is not known")
         return self._interface.index
 
     @property
     def netns(self) -> str | None:
-        """The namespace given when it was made; None for that of the thread which opened it."""
+        """The namespace given when it was made, or that `configure` moved it to; None for that of the opening thread."""
         return self._interface.netns
 
     @property
@@ -328,7 +334,7 @@ class AsyncTuntap(Owning):
         it leaves everything as it was.
 
         Raises:
-            SetupError: As for `open`; E2BIG for more than 256 queues.
+            SetupError: The node, the namespace or the interface cannot be had; E2BIG for more than 256 queues.
             DeviceGoneError: The interface was deleted.
         """
         _check_count("count", count)
@@ -356,7 +362,8 @@ class AsyncTuntap(Owning):
                 raise ValueError(f"{queue!r} is {reason}: nothing was removed")
         if len(set(queues)) != len(queues):
             raise ValueError("a queue is named twice: nothing was removed")
-        await self._close_queues(queues)
+        if queues:
+            await self._close_queues(queues)
 
     async def _add(self, count: int) -> list[TuntapQueue]:
         first = not self._queues
@@ -427,7 +434,7 @@ class AsyncTuntap(Owning):
             for queue in added:
                 queue._release()
             raise
-        interface.last_name, interface.index = name, index
+        interface.last_name, interface.index, interface.opened = name, index, True
         interface.files += files
         self._queues += added
         return added
@@ -562,20 +569,33 @@ class AsyncTuntap(Owning):
             self._watchers.remove(watcher)
 
     async def set_persist(self, persist: bool) -> None:
-        """Whether the interface outlives its last queue. Errors as for `set_send_buffer`."""
+        """Whether the interface outlives its last queue.
+
+        Raises:
+            SetupError: The kernel refused.
+            DeviceGoneError: The interface was deleted.
+            QueueClosedError: It was closed here.
+        """
         self._set("persist", persist, lambda file: file.set_value(_abi.TUNSETPERSIST, int(persist)))
 
     async def set_carrier(self, carrier: bool) -> None:
         """Whether the interface has a carrier; the kernel applies it a few milliseconds later.
 
-        Errors as for `set_send_buffer`. EPERM: a carrier takes at least one enabled queue.
+        Raises:
+            SetupError: The kernel refused; EPERM: a carrier takes at least one enabled queue.
+            DeviceGoneError: The interface was deleted.
+            QueueClosedError: It was closed here.
         """
         self._set("carrier", carrier, lambda file: file.set_int(_abi.TUNSETCARRIER, int(carrier)))
 
     async def set_owner(self, owner: int | str) -> None:
         """User who may attach without privilege, by number or name.
 
-        Errors as for `set_send_buffer`. ValueError: there is no user of that name.
+        Raises:
+            SetupError: The kernel refused.
+            DeviceGoneError: The interface was deleted.
+            QueueClosedError: It was closed here.
+            ValueError: There is no user of that name.
         """
         uid = await _number_of(owner, "user", lambda name: pwd.getpwnam(name).pw_uid)
         self._set("owner", owner, lambda file: file.set_value(_abi.TUNSETOWNER, uid))
@@ -583,7 +603,11 @@ class AsyncTuntap(Owning):
     async def set_group(self, group: int | str) -> None:
         """Group whose members may attach without privilege. With an owner set as well, both must match.
 
-        Errors as for `set_owner`.
+        Raises:
+            SetupError: The kernel refused.
+            DeviceGoneError: The interface was deleted.
+            QueueClosedError: It was closed here.
+            ValueError: There is no group of that name.
         """
         gid = await _number_of(group, "group", lambda name: grp.getgrnam(name).gr_gid)
         self._set("group", group, lambda file: file.set_value(_abi.TUNSETGROUP, gid))
@@ -627,10 +651,6 @@ class AsyncTuntap(Owning):
         self._interface.set(setting, value, change)
 
 
-def _nothing() -> None:
-    pass
-
-
 async def _import(module: str) -> ModuleType:
     """A module that imports pyroute2, which takes too long for the loop's thread."""
     return await run_in_thread(lambda: importlib.import_module(f".{module}", __package__))
@@ -638,12 +658,16 @@ async def _import(module: str) -> ModuleType:
 
 async def _number_of(who: int | str, kind: str, look_up: Callable[[str], int]) -> int:
     """A user or group by number. Looking up a name may ask a server on the network."""
-    if not isinstance(who, str):
-        return who
-    try:
-        return await run_in_thread(lambda: look_up(who))
-    except KeyError:
-        raise ValueError(f"{kind} {who!r}: there is none of that name") from None
+    if isinstance(who, str):
+        try:
+            return await run_in_thread(lambda: look_up(who))
+        except KeyError:
+            raise ValueError(f"{kind} {who!r} does not exist") from None
+    if not isinstance(who, int) or isinstance(who, bool):
+        raise TypeError(f"{kind} must be a number or a name, not {who!r}")
+    if not 0 <= who < 0xFFFFFFFF:  # the last one stands for none
+        raise ValueError(f"{kind} must be a number from 0 to 4294967294, not {who}")
+    return who
 
 
 def _descriptor(program: int | None) -> int:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context
 from time import monotonic
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary
 
 #: Seconds that the streams of a loop may take in a row.
 SLICE = 0.002
@@ -26,7 +27,7 @@ SLICE = 0.002
 #: task that it wakes runs in the second: with fewer, a slice would come before each of the two.
 ROUNDS = 2
 
-#: Frames that a writer may write without a look at the clock.
+#: Frames that a writer may write at most without a look at the clock, or as many as are in one batch.
 CREDIT = 64
 
 #: Seconds without any stream at work after which others have had their time.
@@ -90,7 +91,17 @@ class Turn(asyncio.Future[None]):
 class Turns:
     """The slice and the line of one event loop."""
 
-    __slots__ = ("__weakref__", "_began_at", "_called", "_grant", "_line", "_paused_at", "credit", "until")
+    __slots__ = (
+        "__weakref__",
+        "_began_at",
+        "_called",
+        "_forgetting",
+        "_grant",
+        "_line",
+        "_paused_at",
+        "credit",
+        "until",
+    )
 
     def __init__(self) -> None:
         #: Until when, by `time.monotonic`, streams may go on without waiting in line.
@@ -99,6 +110,7 @@ class Turns:
         #: of a frame.
         self.credit = 0
         self._grant = 1
+        self._forgetting = False
         self._began_at = self._paused_at = 0.0
         self._line: deque[Callable[[], object]] = deque()
         #: Whether the loop is going to call `_go_on`.
@@ -120,8 +132,14 @@ class Turns:
         self.credit = 0
         self._grant = 1
 
-    def extend(self) -> bool:
-        """Whether a writer whose credit is used up may go on, with a new one. If not, it has to wait for the `next` turn."""
+    def extend(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether a writer whose credit is used up may go on, with a new one. If not, it has to wait for the `next` turn.
+
+        A credit is small at first, and it ends with the loop's round, so that a caller from elsewhere has none.
+        """
+        if not self._is_at_work and not self._forgetting:
+            loop.call_soon(self._forget)
+            self._forgetting = True
         if self._grant < CREDIT and self.credit > -CREDIT:  # or it has written a large batch on credit
             self._grant *= 2
         elif monotonic() >= self.until:
@@ -147,18 +165,28 @@ class Turns:
         await turn
         self.credit = CREDIT
 
+    def _forget(self) -> None:
+        self._forgetting = False
+        self.credit = 0
+        self._grant = 1
+
+    @property
+    def _is_at_work(self) -> bool:
+        """Whether a stream that the loop called is at work now."""
+        return self._began_at > self._paused_at
+
     def _is_used_up(self) -> bool:
         """Whether streams have just had a whole slice."""
         now = monotonic()
-        is_at_work = self._began_at > self._paused_at
-        return now >= self.until and (is_at_work or now - self._paused_at <= PAUSE)
+        return now >= self.until and (self._is_at_work or now - self._paused_at <= PAUSE)
 
     def _go_on(self, loop: asyncio.AbstractEventLoop, rounds: int) -> None:
         self._called = False
         if rounds:
-            loop.call_soon(self._go_on, loop, rounds - 1)
-            self._called = True
-            return
+            with suppress(MemoryError):  # then without another round
+                loop.call_soon(self._go_on, loop, rounds - 1)
+                self._called = True
+                return
         self._began_at = monotonic()
         self.until = self._began_at + SLICE
         try:
@@ -173,9 +201,15 @@ class Turns:
             self.pause()
 
 
-_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
+# The streams keep them. Kept here, a line that was not empty when its loop was closed would keep the loop, and so itself.
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, ReferenceType[Turns]] = WeakKeyDictionary()
 
 
 def turns_of(loop: asyncio.AbstractEventLoop) -> Turns:
     """Those that all streams of *loop* share."""
-    return _turns.setdefault(loop, Turns())
+    reference = _turns.get(loop)
+    turns = None if reference is None else reference()
+    if turns is None:
+        turns = Turns()
+        _turns[loop] = ReferenceType(turns)
+    return turns

@@ -71,7 +71,7 @@ class Stats:
     frames_written: int = 0
     #: Frames that were not written because the kernel refused them or they were too large.
     frames_refused: int = 0
-    #: Frames that the kernel could not hand out, or that did not hold together.
+    #: Frames that the kernel could not hand out, or that were invalid.
     frames_dropped: int = 0
     #: Super-frames that the kernel handed out, and the frames among `frames_read` that they were cut into.
     super_frames_read: int = 0
@@ -122,7 +122,7 @@ class Link:
     counters: Counters
     #: With prefix length, as ``"10.0.0.1/24"``.
     addresses: tuple[str, ...] = ()
-    #: None for what is no TUN/TAP interface.
+    #: None for what is not a TUN/TAP interface.
     mode: Mode | None = None
     packet_info: bool = False
     vnet_header: bool = False

@@ -145,7 +145,7 @@ class Program(Owning):
         """Hands the program to the kernel and returns the object itself. Takes well under a millisecond.
 
         Raises:
-            SetupError: The kernel refuses. ``errno`` is the kernel's; the message says how to mend it, or contains
+            SetupError: The kernel refuses. ``errno`` is the kernel's; the message says how to fix it, or contains
                 what the verifier said. Also a PermissionError, which EACCES is too: often the verifier's word for a
                 program that reads what it must not.
         """

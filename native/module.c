@@ -336,8 +336,12 @@ static PyObject *write_one(PyObject *module, PyObject *const *args, Py_ssize_t g
     thread = PyLong_AsUnsignedLong(args[2]);
     if (thread == (unsigned long)-1 && PyErr_Occurred())
         return NULL;
-    if (thread != PyThread_get_thread_ident()) {
-        error = WRONG_THREAD;
+    if (thread != PyThread_get_thread_ident())
+        return PyLong_FromLong(WRONG_THREAD);
+    if (PyBytes_CheckExact(args[3])) { /* the caller holds it meanwhile */
+        held.data = PyBytes_AsString(args[3]);
+        held.size = PyBytes_Size(args[3]);
+        error = write_held(fd, largest, &held);
     } else if (hold(args[3], &held)) {
         error = write_held(fd, largest, &held);
         let_go(&held);

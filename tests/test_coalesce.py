@@ -899,3 +899,8 @@ def test_what_was_segmented_becomes_one_again(packet: Packet, size: int, count: 
     frame = packet.super_frame(size)
     pieces = segment(frame, packet.mode)
     assert coalesce(pieces, packet.mode) == [frame]
+
+
+def test_more_frames_than_the_engine_takes_at_once() -> None:
+    frames = [b"\x45"] * (2**20 + 1)
+    assert coalesce(frames, "tun") == [bytes(10) + b"\x45"] * len(frames)

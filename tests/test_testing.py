@@ -217,3 +217,15 @@ async def test_a_frame_maker_of_one_size_will_do() -> None:
         await check_packet_stream(pair, sizes=(100, 60))
     with pytest.raises(ValueError, match="at least 110 frames, not 10"):
         await check_packet_stream(pair, burst=10)
+
+
+async def test_a_memory_stream_takes_and_refuses_what_a_queue_does() -> None:
+    near, far = memory_pair()
+    gaps = memoryview(bytes(byte for each in example_frame(1) for byte in (each, 0)))[::2]
+    await near.write_frame(gaps)
+    wrong: list[Any] = [example_frame(2), 5, example_frame(3)]
+    assert near.write_frames_nowait(wrong) == 1
+    with pytest.raises(TypeError) as caught:
+        await near.write_frames(wrong)
+    assert caught.value.__notes__ == ["2 of 3 frames were not written; the first is number 1"]
+    assert await far.read_frames() == [example_frame(1), example_frame(2), example_frame(2)]

@@ -178,14 +178,18 @@ async def test_within_a_slice_there_is_one_round_between_turns() -> None:
 
 
 async def test_writers_look_at_the_clock_now_and_then() -> None:
+    loop = asyncio.get_running_loop()
     turns = Turns()
     granted = 0
-    while turns.extend():
+    while turns.extend(loop):
         granted += turns.credit
         turns.credit = 0
     assert CREDIT <= granted <= 2 * CREDIT  # and after that, no more without a turn
-    await turns.next(asyncio.get_running_loop())
-    assert turns.credit == CREDIT and turns.extend()
+    await turns.next(loop)
+    assert turns.credit == CREDIT and turns.extend(loop)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert turns.credit == 0  # it ends with the loop's round
 
 
 async def test_streams_that_always_find_frames_let_others_run() -> None:

@@ -1,4 +1,4 @@
-"""Why the kernel refused to attach, in words that name the mend. Imports pyroute2: see `_netlink`."""
+"""Why the kernel refused to attach, and what to do about it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def check_headers(name: str, options: Options, netns: Namespace, mine: Seq
 def mismatch(interface: Link, options: Options) -> str | None:
     """How an existing interface differs from what was asked for."""
     if interface.mode is None:
-        return f"an interface of that name exists and is no TUN/TAP ({interface.kind or 'no'} driver): use another name"
+        return f"an interface of that name exists and is not a TUN/TAP interface ({interface.kind or 'no'} driver): use another name"
     if interface.mode is not options.mode:
         return f"it exists as a {interface.mode} interface: open it with mode={str(interface.mode)!r}"
     for option, there, asked in (

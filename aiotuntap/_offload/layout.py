@@ -90,7 +90,7 @@ def parse(frame: bytes, mode: Mode, most_headers: int = sys.maxsize) -> Layout:
     if protocol not in CHECKSUM_AT:
         raise InvalidFrameError(f"IP protocol {protocol}: neither TCP nor UDP")
     if end > len(frame):
-        raise InvalidFrameError(f"the IP header speaks of {end - len(frame)} bytes more than there are")
+        raise InvalidFrameError(f"the IP header says {end - len(frame)} bytes more than there are")
     payload = transport + (20 if protocol == TCP else 8)
     if payload > end:
         raise InvalidFrameError("the packet ends within its headers")

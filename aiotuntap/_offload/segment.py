@@ -59,7 +59,7 @@ def segment(frame: Buffer, mode: Mode | str, *, header_size: int = HEADER_SIZE) 
     if layout.end != len(plain):
         raise InvalidFrameError(f"{len(plain) - layout.end} bytes after the end of the packet")
     if layout.protocol == UDP and word(plain, layout.transport + 4) != layout.end - layout.transport:
-        raise InvalidFrameError("the UDP header speaks of another length than there is")
+        raise InvalidFrameError("the UDP header says another length than there is")
     if needs_checksum:
         if csum_start != layout.transport or csum_offset != CHECKSUM_AT[layout.protocol]:
             raise InvalidFrameError("the checksum is not where the transport header has it")

@@ -7,7 +7,7 @@ import errno
 from collections import deque
 from collections.abc import Iterable
 
-from .._batch import as_batch, report, size_of
+from .._batch import as_batch, note_end, report, size_of
 from .._errors import DeviceGoneError, InvalidFrameError, QueueClosedError
 from .._reader import FrameReader
 from .._types import Frame
@@ -63,7 +63,7 @@ class MemoryStream(FrameReader):
             peer.dropped += 1
             return
         pieces = frame if isinstance(frame, (list, tuple)) else (frame,)
-        peer._ring.append(b"".join(pieces))
+        peer._ring.append(b"".join(map(bytes, pieces)))
         peer._more = True
         peer._wake_reader()
 
@@ -73,7 +73,7 @@ class MemoryStream(FrameReader):
         for frame in as_batch(frames):
             try:
                 self.write_frame_nowait(frame)
-            except InvalidFrameError:
+            except Exception:
                 if written:
                     break
                 raise
@@ -100,6 +100,9 @@ class MemoryStream(FrameReader):
                 self.write_frame_nowait(frame)
             except InvalidFrameError as error:
                 refused[index] = error
+            except Exception as error:
+                note_end(error, len(batch), range(index, len(batch)), refused)
+                raise
         report(refused, len(batch))
 
     async def aclose(self) -> None:

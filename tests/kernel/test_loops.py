@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
+import errno
 import gc
 import os
 import pickle
@@ -11,6 +13,7 @@ import resource
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,8 +21,9 @@ import anyio
 import pytest
 import uvloop
 
-from aiotuntap import AsyncTuntap, QueueClosedError, SetupError
+from aiotuntap import AsyncTuntap, QueueClosedError, SetupError, TuntapQueue
 from aiotuntap._threads import run_in_thread
+from aiotuntap._turns import SLICE
 from aiotuntap.testing import example_frame
 
 from .support import PacketPeer, idle_share, ip, settle, tap, tap_with_peer, unique, watched_fds
@@ -150,6 +154,42 @@ def test_an_interface_of_a_closed_loop_can_be_closed_from_another(new_loop: NewL
     assert interface.closed and not exists(interface.name)
 
 
+@LOOPS
+def test_a_loop_closed_while_a_stream_waits_for_its_turn(new_loop: NewLoop) -> None:
+    name = unique()
+
+    async def read(queue: TuntapQueue) -> None:
+        while True:
+            await queue.read_frames(10)
+            time.sleep(SLICE)
+
+    async def use() -> TuntapQueue:
+        interface = await AsyncTuntap(name, mode="tap").open()
+        await interface.configure(up=True)
+        with PacketPeer(name) as peer:
+            for number in range(500):
+                peer.send(example_frame(number))
+        (queue,) = interface.queues
+        reading.append(asyncio.ensure_future(read(queue)))
+        while not queue._in_line:
+            await asyncio.sleep(0)
+        return queue
+
+    reading: list[asyncio.Task[None]] = []
+    loop = new_loop()
+    queue = weakref.ref(loop.run_until_complete(use()))
+    for task in reading:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    reading.clear()
+    del task
+    loop.close()
+    del loop
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+    assert queue() is None and not exists(name)
+
+
 # -- other loops and threads -------------------------------------------------------------------------------------------
 
 
@@ -197,6 +237,8 @@ def test_use_from_another_loop_in_the_same_thread(new_loop: NewLoop) -> None:
     loop.run_until_complete(interface.open())
     loop.run_until_complete(interface.configure(up=True))
     queue = interface.queues[0]
+    loop.run_until_complete(queue.write_frame(example_frame(1)))
+    loop.run_until_complete(queue.write_frames([example_frame(1)] * 3))
     for call in (
         queue.read_frame,
         queue.read_frames,
@@ -233,7 +275,11 @@ async def test_a_child_that_drops_its_copy_leaves_the_parent_alone(how: str) -> 
                     interface.__del__()
                 else:
                     interface._abandon(interface.queues)
-                status = 0
+                # The number may be another file's by now.
+                status = 0 if queue.fileno() == -1 and queue.closed else 2
+                with contextlib.suppress(QueueClosedError):
+                    queue.write_frame_nowait(example_frame(1))
+                    status = 3
             finally:
                 os._exit(status)
         assert await run_in_thread(lambda: os.waitpid(pid, 0)[1]) == 0
@@ -245,6 +291,44 @@ async def test_a_child_that_drops_its_copy_leaves_the_parent_alone(how: str) -> 
         assert await idle_share() < 0.05
     await interface.aclose()
     assert not exists(interface.name)
+
+
+# -- calls at once -----------------------------------------------------------------------------------------------------
+
+
+async def test_adding_queues_before_opening_is_over_is_refused() -> None:
+    for name in ("", unique(), "rc%d"):
+        interface = AsyncTuntap(name, mode="tap")
+        opening = asyncio.ensure_future(interface.open())
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="not open yet"):
+            await interface.add_queues()
+        with pytest.raises(RuntimeError, match="opened before"):
+            await interface.open()
+        await opening
+        assert len(interface.queues) == 1
+        await interface.aclose()
+
+
+async def test_closing_waits_for_what_is_under_way_also_when_a_close_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    interface = await AsyncTuntap(unique(), mode="tap").open()
+    adding = asyncio.ensure_future(interface.add_queues(3))
+    await asyncio.sleep(0)
+    fd = interface.queues[0].fileno()
+    close = os.close
+
+    def fail(which: int) -> None:
+        close(which)
+        if which == fd:
+            raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr(os, "close", fail)
+    with pytest.raises(OSError, match="no"):
+        await interface.aclose()
+    monkeypatch.undo()
+    assert adding.done() and not exists(interface.name)
+    with pytest.raises((QueueClosedError, SetupError, OSError)):  # the number may have become one of its own
+        await adding
 
 
 # -- copies ------------------------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ async def test_exclusive_refuses_to_attach() -> None:
 
 
 async def test_names_of_other_interfaces() -> None:
-    await refused(errno.EINVAL, "no TUN/TAP", "lo", mode="tun")
+    await refused(errno.EINVAL, "not a TUN/TAP interface", "lo", mode="tun")
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ async def test_netns_by_name_and_by_path_leaves_this_thread_where_it_is() -> Non
                 await interface.add_queues(2)
                 assert tun_info("inside0", "-n", name)["numqueues"] == 4
                 assert os.stat("/proc/thread-self/ns/net").st_ino == own
-        await refused(errno.EINVAL, "no TUN/TAP", "lo", mode="tap", netns=name)
+        await refused(errno.EINVAL, "not a TUN/TAP interface", "lo", mode="tap", netns=name)
 
 
 async def test_an_interface_may_have_a_second_name() -> None:

@@ -390,12 +390,12 @@ async def test_enabling_after_deletion() -> None:
         assert not interface.queues[0].enabled and not interface.queues[1].enabled
 
 
-async def test_a_thousand_queues_one_after_another_leave_no_trace() -> None:
+async def test_hundreds_of_queues_one_after_another_leave_no_trace() -> None:
     async with tap() as interface:
         await interface.remove_queues(*await interface.add_queues())
         await settle()
         before = len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks()), watched_fds(), ip("-br", "link")
-        for _ in range(1000):
+        for _ in range(300):
             (queue,) = await interface.add_queues()
             await interface.remove_queues(queue)
         await settle()

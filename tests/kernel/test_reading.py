@@ -8,6 +8,7 @@ import itertools
 import socket
 import struct
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -457,3 +458,67 @@ async def test_an_exception_in_the_middle_of_a_batch_loses_no_frame() -> None:
                 continue
         assert got == sent
         assert queue.stats.frames_read == len(sent)
+
+
+async def test_what_keeps_frames_from_flowing_again_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with tap_with_peer(read_buffer=(2, 0)) as (interface, peer):
+        (queue,) = interface.queues
+        sent = [example_frame(number) for number in range(6)]
+        for frame in sent:
+            peer.send(frame)
+        await settle()
+        assert queue.fileno() not in watched_fds()  # the buffer is full
+        loop = asyncio.get_running_loop()
+        failing = True
+
+        def refuse(self: TuntapQueue) -> None:
+            if failing:
+                raise MemoryError
+            resume(self)
+
+        resume = TuntapQueue._resume
+        monkeypatch.setattr(TuntapQueue, "_resume", refuse)
+        got: list[bytes] = []
+        reads: list[Callable[[], Awaitable[Any]]] = [queue.read_frame, queue.read_frames]
+        for read in reads:
+            with pytest.raises(MemoryError):
+                while True:
+                    frames = await read()
+                    got += frames if isinstance(frames, list) else [frames]
+        failing = False
+        assert loop.is_running()
+        while len(got) < len(sent):
+            got += await queue.read_frames()
+        assert got == sent
+
+
+async def test_no_memory_in_the_middle_of_a_read_wakes_the_next_reader() -> None:
+    async with tap_with_peer() as (interface, peer):
+        (queue,) = interface.queues
+        engine = queue._engine
+
+        def read_batch(fd: int, limit: int, enough: int) -> tuple[list[bytes], int | BaseException]:
+            frames, number = engine.read_batch(fd, limit, enough)
+            return frames, MemoryError() if frames else number
+
+        readers = [asyncio.ensure_future(queue.read_frames()), asyncio.ensure_future(queue.read_frame())]
+        await settle()
+        queue._engine = replace(engine, read_batch=read_batch)
+        for number in range(2):
+            peer.send(example_frame(number))
+        async with asyncio.timeout(10):
+            with pytest.raises(MemoryError):
+                await readers[0]
+            queue._engine = engine
+            assert await readers[1] == example_frame(0)
+            assert await queue.read_frame() == example_frame(1)
+
+
+async def test_a_huge_limit_is_a_bounded_piece_of_work() -> None:
+    async with tap_with_peer() as (interface, peer):
+        (queue,) = interface.queues
+        engine = queue._engine
+        queue._engine = replace(engine, read_batch=lambda _, limit, __: ([example_frame(1)] * min(limit, 256), 0))
+        peer.send(example_frame(1))
+        assert 128 <= len(await queue.read_frames(10**9)) <= 4096 + 1
+        queue._engine = engine

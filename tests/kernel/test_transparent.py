@@ -33,6 +33,7 @@ from aiotuntap import (
     TuntapQueue,
     _abi,
     _transparent,
+    coalesce,
 )
 from aiotuntap._queue import BATCH
 from aiotuntap._transparent import TransparentQueue
@@ -570,6 +571,35 @@ async def test_writing_without_waiting_takes_what_stands_in_front() -> None:
         with pytest.raises(TypeError):
             queue.write_frames_nowait(texts)
         assert queue.stats.frames_written == 10 * 3 + 9 + 10 and queue.stats.frames_refused == 1
+
+
+async def test_a_kind_that_is_refused_without_waiting_is_merged_no_more() -> None:
+    frames = build(row(udp(), 10))
+    async with transparent() as (_, queue):
+        offered = inject(queue, judge=lambda data: errno.EINVAL if data[1] else 0)
+        assert queue.write_frames_nowait(frames) == 10 and len(offered) == 11
+        assert queue.stats.super_frames_refused == 1 and queue.stats.frames_written == 10
+        assert queue.write_frames_nowait(frames) == 10 and len(offered) == 21
+
+
+async def test_a_closed_queue_says_so_whatever_it_is_given() -> None:
+    async with transparent() as (_, queue):
+        await queue.aclose()
+        for frame in (b"", bytes(100_000), b"bad"):
+            with pytest.raises(QueueClosedError):
+                await queue.write_frame(frame)
+            with pytest.raises(QueueClosedError):
+                queue.write_frame_nowait(frame)
+        assert queue.stats.frames_refused == 0
+
+
+async def test_a_batch_of_super_frames_ends_by_its_size() -> None:
+    async with transparent() as (_, queue), transparent() as (_, other):
+        supers = coalesce(build(row(udp(), 40, 1400)), "tun")
+        data = supers[0]
+        other._engine = replace(other._engine, read_one=lambda _: data)
+        other._more = True
+        assert len(other.read_frames_nowait(4096)) <= 40 * 6
 
 
 async def test_a_kind_that_was_refused_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:

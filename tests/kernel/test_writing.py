@@ -6,6 +6,7 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -287,3 +288,23 @@ async def test_memory_that_is_no_bytes() -> None:
         with PacketPeer(interface.name) as second:
             await queue.write_frame(memoryview(bytes(2) + example_frame(2))[2:])
             assert second.receive() == [example_frame(2)]
+
+
+async def test_frames_that_cannot_be_looked_into_end_a_batch_where_they_stand() -> None:
+    async with tap_with_peer() as (interface, peer):
+        (queue,) = interface.queues
+        released = memoryview(example_frame(9))
+        released.release()
+        nested: Any = [[example_frame(9)]]
+        good = [example_frame(number) for number in range(3)]
+        for wrong in (released, nested):
+            with pytest.raises(TypeError, match="a frame is a bytes-like object") as caught:
+                await queue.write_frames([*good[:2], wrong, good[2]])
+            assert caught.value.__notes__ == ["2 of 4 frames were not written; the first is number 2"]
+            assert queue.write_frames_nowait([*good[:2], wrong, good[2]]) == 2
+            with pytest.raises(TypeError):
+                queue.write_frames_nowait([wrong, *good])
+            with pytest.raises(TypeError):
+                await queue.write_frame(wrong)
+            assert peer.receive() == good[:2] * 2
+        assert queue.stats.frames_written == 8
