@@ -227,12 +227,11 @@ def test_signals_do_not_keep_a_program_from_being_loaded() -> None:
     interval = max(0.0002, (time.perf_counter() - started) / 10)  # one program is loaded in half of it
     signal.setitimer(signal.ITIMER_REAL, interval, interval)
     try:
-        for _ in range(1000):
+        while len(seen) < 300:
             bpf.by_cpu().load().close()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert seen
 
 
 def test_a_kernel_without_the_call_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

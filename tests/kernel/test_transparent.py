@@ -536,7 +536,7 @@ async def test_what_is_written_without_waiting_is_merged_where_it_is_in_a_row() 
         with Datagrams(gro=True) as receiver:
             offered = inject(queue)
             assert queue.write_frames_nowait([]) == 0
-            assert queue.write_frames_nowait(frames) == 10 and len(offered) == 1
+            assert queue.write_frames_nowait(frames) == 10 and len(offered) == (1 if has_uso() else 10)
             # Flows by turns, and frames that are not bytes: one by one, in order.
             other = build(row(udp(destination_port=4001), 10))
             by_turns = [frame for pair in zip(frames, other, strict=True) for frame in pair]
@@ -545,12 +545,12 @@ async def test_what_is_written_without_waiting_is_merged_where_it_is_in_a_row() 
             assert [data[10:] for data in offered] == by_turns
             assert queue.write_frames_nowait([frames[0], bytearray(frames[1]), [frames[2]]]) == 3
             assert receiver.receive() == payloads(packets) * 2 + payloads(packets[:3])
-        assert queue.stats.super_frames_written == 1 and queue.stats.frames_written == 33
+        assert queue.stats.super_frames_written == has_uso() and queue.stats.frames_written == 33
 
 
 async def test_writing_without_waiting_takes_what_stands_in_front() -> None:
-    frames: list[Any] = build(row(udp(), 10))
-    other = build(row(udp(destination_port=4001), 10))
+    frames: list[Any] = build(row(Packet(), 10))
+    other = build(row(Packet(destination_port=4001), 10))
     async with transparent() as (_, queue):
         engine = queue._engine
         for full in range(3):

@@ -7,8 +7,6 @@ export PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/run/tmp/hypothesi
 # A guest is slow, the more so on a busy host: the deadline only ends a test that hangs. The debug mode of asyncio looks
 # at source files with each future, which takes it half of the time.
 export PYTEST_ADDOPTS='-p no:cacheprovider --timeout=400 -o asyncio_debug=false'
-# Debian's 5.10 crashes in libuv's use of io_uring.
-export UV_USE_IO_URING=0
 for each in proc:/proc sysfs:/sys devtmpfs:/dev tmpfs:/run tmpfs:/dev/shm devpts:/dev/pts; do
     mkdir -p "${each#*:}"
     mount -t "${each%:*}" none "${each#*:}"
