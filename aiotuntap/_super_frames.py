@@ -27,7 +27,8 @@ def segment(frame: Buffer, mode: Mode | str, *, header_size: int = HEADER_SIZE) 
         InvalidFrameError: Header and frame do not fit each other, or it is a kind that is not segmented here: legacy
             UFO, or a super-frame inside a tunnel. Or its segments would have more than 16 MiB of headers.
     """
-    mode = Mode(mode)
+    if type(mode) is not Mode:  # to ask Mode for itself takes as long as a segment
+        mode = Mode(mode)
     check_size(header_size)
     frames = _engine.engine.segment(frame, mode is Mode.TAP, header_size)
     if frames is None:  # the reference says why
@@ -56,7 +57,9 @@ def coalesce(
         offload: What may be merged: TSO4, TSO6, USO4, USO6.
         header_size: Bytes of the virtio_net_hdr in front of each result.
     """
-    tap = Mode(mode) is Mode.TAP
+    if type(mode) is not Mode:
+        mode = Mode(mode)
+    tap = mode is Mode.TAP
     check_size(header_size)
     plain = frames if isinstance(frames, (list, tuple)) else list(frames)
     merged = _engine.engine.coalesce(plain, tap, offload.value, header_size)
