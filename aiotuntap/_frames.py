@@ -93,7 +93,7 @@ def write_one(fd: int, largest: int, thread: int, frame: Frame) -> int:
 
 def _write(fd: int, largest: int, frame: Frame) -> int:
     try:
-        size = memoryview(frame).nbytes  # type: ignore[arg-type]
+        size = len(frame) if type(frame) is bytes else memoryview(frame).nbytes  # type: ignore[arg-type]
         if not 0 < size <= largest:
             return LOOK
         os.write(fd, frame)  # type: ignore[arg-type]
