@@ -40,8 +40,12 @@ async def main():
                 except MemoryError:
                     errors += 1
                     kept.clear()
-                else:
+                    continue
+                try:
                     kept.append(frames)
+                    numbers += [int.from_bytes(each[14:18], "big") for each in frames]
+                except MemoryError:  # for this list itself
+                    kept.clear()
                     numbers += [int.from_bytes(each[14:18], "big") for each in frames]
             limit(1 << 30)
             reader = asyncio.ensure_future(queue.read_frame())

@@ -574,7 +574,7 @@ async def test_writing_without_waiting_takes_what_stands_in_front() -> None:
 
 
 async def test_a_kind_that_is_refused_without_waiting_is_merged_no_more() -> None:
-    frames = build(row(udp(), 10))
+    frames = build(row(Packet(), 10))
     async with transparent() as (_, queue):
         offered = inject(queue, judge=lambda data: errno.EINVAL if data[1] else 0)
         assert queue.write_frames_nowait(frames) == 10 and len(offered) == 11
