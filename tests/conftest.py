@@ -109,8 +109,10 @@ def _interfaces() -> set[str]:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """After each test: the same interfaces and threads as before it, and no descriptor of the driver."""
-    gc.collect()
+    """After each test: the same interfaces and threads as before it, and no descriptor of the driver.
+
+    What the test before it left was collected after that one.
+    """
     interfaces, queues, threads = _interfaces(), _open_queues(), set(threading.enumerate())
     yield
     gc.collect()
