@@ -90,7 +90,7 @@ else
         -append "console=ttyS0 panic=-1 mitigations=off $values"
 fi
 # The guest's console carries the command's output between two marks; what comes before is shown if it never begins.
-timeout -k 5 "${GUEST_TIMEOUT:-3600}" "$@" </dev/null 2>&1 | tee "$work/console" |
+timeout --foreground -k 5 "${GUEST_TIMEOUT:-3600}" "$@" </dev/null 2>&1 | tee "$work/console" |
     sed -un 's/\r$//; /^@@begin/,/^@@exit=/{s/^@@begin/==/; /^@@exit/!p}' || :
 status=$(sed -n 's/^@@exit=\([0-9]*\).*/\1/p' "$work/console")
 if [ -z "$status" ]; then
