@@ -46,7 +46,8 @@ fi
 # As sys.executable it is what tests start again.
 cat >"$work/python" <<EOF
 #!/bin/sh
-export PYTHONHOME=$root/usr PYTHONPATH=$work/tree:$work/packages PYTHONDONTWRITEBYTECODE=1
+export PYTHONHOME=$root/usr PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH="\${PYTHONPATH:+\$PYTHONPATH:}$work/tree:$work/packages" # a test puts its own in front
 exec qemu-$platform-static -L $root -0 $work/python $root/usr/bin/python3.11 "\$@"
 EOF
 chmod +x "$work/python"
