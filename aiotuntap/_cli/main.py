@@ -53,7 +53,27 @@ def build_parser() -> argparse.ArgumentParser:
     listing.add_argument("--netns", metavar="NAME_OR_PATH", help="as in 'ip netns', or such as /proc/PID/ns/net")
     listing.add_argument("--json", action="store_true", help="a list of objects, one for each interface")
     listing.set_defaults(run=_list)
+
+    top = commands.add_parser(
+        "top",
+        help="what passes through the TUN/TAP interfaces of a network namespace",
+        description="Shows frames, bytes and drops a second of each TUN/TAP interface, as the kernel counts them, and"
+        " which processes hold its queues. A super-frame is one frame: the column B/frame has the mean size."
+        " The kernel counts nothing for single queues. Ctrl-C ends it.",
+    )
+    top.add_argument("--netns", metavar="NAME_OR_PATH", help="as in 'ip netns', or such as /proc/PID/ns/net")
+    top.add_argument("--interval", type=_seconds, default=1.0, metavar="SECONDS", help="between two looks (1)")
+    top.add_argument("--once", action="store_true", help="end after one interval")
+    top.add_argument("--json", action="store_true", help="for each interval a line with a list, an object an interface")
+    top.set_defaults(run=_top)
     return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.01 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"from 0.01 to 86400 seconds, not {text}")
+    return seconds
 
 
 def _fail(message: str) -> int:
@@ -75,4 +95,11 @@ def _list(options: argparse.Namespace) -> int:
 
     links = asyncio.run(tuntaps(options.netns))
     sys.stdout.write(listing.as_json(links) if options.json else listing.as_text(links, options.netns))
+    return 0
+
+
+def _top(options: argparse.Namespace) -> int:
+    from . import top
+
+    asyncio.run(top.watch(options.netns, options.interval, options.once, options.json))
     return 0

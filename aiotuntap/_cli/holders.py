@@ -1,0 +1,113 @@
+"""Which processes hold the queues of a namespace's interfaces, as far as this user may know.
+
+``/proc/PID/fdinfo`` tells the interface of a descriptor by its name alone, and names are unique within one namespace
+only. A duplicate of the descriptor tells the namespace, and whether the queue is enabled; it takes the privilege to
+trace that process, and is closed at once. Without it, a process is taken to hold what is in its own namespace.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import _abi
+from .._device import QueueFile
+from .._netns import Identity, identity, open_namespace
+
+_PIDFD_GETFD = 438  # the same number on all architectures
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """One queue in the hands of a process."""
+
+    interface: str
+    pid: int
+    command: str
+    fd: int
+    #: None where this user may not know.
+    enabled: bool | None
+
+
+def namespace_identity(netns: str | None) -> Identity:
+    """That of a namespace as the user named it; None is that of the calling thread.
+
+    Raises:
+        SetupError: There is none, or no right to open it.
+    """
+    if netns is None:
+        return identity()
+    fd = open_namespace(netns)
+    try:
+        status = os.fstat(fd)
+        return status.st_dev, status.st_ino
+    finally:
+        os.close(fd)
+
+
+def holders(namespace: Identity) -> list[Holder]:
+    """All that can be found, by interface, process and descriptor."""
+    found: list[Holder] = []
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            with suppress(OSError):  # it has ended meanwhile, or is another user's
+                found += _held_by(int(entry), namespace)
+    return sorted(found, key=lambda each: (each.interface, each.pid, each.fd))
+
+
+def _held_by(pid: int, namespace: Identity) -> Iterator[Holder]:
+    folder = Path("/proc", str(pid))
+    for entry in os.listdir(folder / "fd"):
+        with suppress(OSError):
+            if os.readlink(folder / "fd" / entry) != _abi.NODE:
+                continue
+            name = _interface_of((folder / "fdinfo" / entry).read_text())
+            where, enabled = _ask(pid, int(entry))
+            if name and (where or _own_namespace(folder)) == namespace:
+                yield Holder(name, pid, (folder / "comm").read_text().rstrip("\n"), int(entry), enabled)
+
+
+def _interface_of(fdinfo: str) -> str:
+    """The name on the line that the driver adds; empty for a descriptor that is attached to nothing."""
+    for line in fdinfo.splitlines():
+        key, _, value = line.partition("\t")
+        if key == "iff:":
+            return value
+    return ""
+
+
+def _own_namespace(folder: Path) -> Identity:
+    status = os.stat(folder / "ns" / "net")
+    return status.st_dev, status.st_ino
+
+
+def _ask(pid: int, fd: int) -> tuple[Identity | None, bool | None]:
+    """The namespace of the interface behind another process's descriptor, and whether the queue is enabled."""
+    try:
+        process = os.pidfd_open(pid)
+    except OSError:
+        return None, None
+    try:
+        duplicate = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, process, fd, 0)
+    finally:
+        os.close(process)
+    if duplicate < 0:
+        return None, None
+    file = QueueFile(duplicate)
+    where, enabled = None, None
+    try:
+        enabled = not file.get_ifreq().flags & _abi.IFF_DETACH_QUEUE
+        netns = file.open_netns()
+        if netns is not None:
+            status = os.fstat(netns)
+            os.close(netns)
+            where = status.st_dev, status.st_ino
+    except OSError:
+        pass
+    finally:
+        file.close()
+    return where, enabled
