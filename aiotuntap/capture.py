@@ -36,7 +36,6 @@ from ._errors import InvalidFrameError, QueueClosedError
 from ._interface import Interface
 from ._offload.header import check_size
 from ._pcapng import INBOUND, OUTBOUND, interface, packet, section, statistics, whole_blocks
-from ._reader import DEFAULT_LIMIT
 from ._super_frames import segment
 from ._threads import outlast, run_in_thread
 from ._types import Buffer, Frame, Mode, Owning, PacketStream
@@ -316,9 +315,9 @@ class CapturedStream(Owning):
         self._record([frame], INBOUND)
         return frame
 
-    async def read_frames(self, limit: int = DEFAULT_LIMIT) -> list[bytes]:
+    async def read_frames(self, *limit: int, **named: int) -> list[bytes]:
         """At least one frame, and as many more as are there, up to *limit*. Cancelling loses none."""
-        frames: list[bytes] = await self._stream.read_frames(limit)
+        frames: list[bytes] = await self._stream.read_frames(*limit, **named)
         self._record(frames, INBOUND)
         return frames
 
@@ -328,8 +327,8 @@ class CapturedStream(Owning):
         self._record([frame], INBOUND)
         return frame
 
-    def _read_frames_nowait(self, limit: int = DEFAULT_LIMIT) -> list[bytes]:
-        frames: list[bytes] = self._stream.read_frames_nowait(limit)
+    def _read_frames_nowait(self, *limit: int, **named: int) -> list[bytes]:
+        frames: list[bytes] = self._stream.read_frames_nowait(*limit, **named)
         self._record(frames, INBOUND)
         return frames
 

@@ -17,7 +17,7 @@ BENCHMARKS = {
     "tunnel": "TCP through an encrypting tunnel: CPU time of a byte with offloads, without = 1",
     "workers": "examples/workers.py with 20 µs of work a frame: two processes, one process = 1",
     "ticker": "how late a task that sleeps 1 ms is called beside floods, on one and eight queues",
-    "switch": "examples/switch.py, a bridge of the kernel and vde_switch: TCP and ping",
+    "switch": "examples/switch, a relay in C, a bridge of the kernel and vde_switch: TCP and ping",
     "ping": "round trip of a ping, C = 1",
     "napi": "what `napi=True` changes",
     "idle": "idle queues, and adding and removing them",

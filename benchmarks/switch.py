@@ -1,4 +1,4 @@
-"""Two stations behind ``examples/switch.py``, a bridge of the kernel, or ``vde_switch``: a TCP stream, then pings."""
+"""Two stations behind ``examples/switch``, a relay in C, a bridge of the kernel, or ``vde_switch``: TCP, then pings."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import iperf, lab
+from .path import LEFT, RIGHT, Forwarder
 from .ping import round_trip
 from .report import ratio, table
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _PORT = "port0"
 _ADDRESSES = "10.79.0.1", "10.79.0.2"
-_EXAMPLE = Path(__file__).parent.parent / "examples" / "switch.py"
-_BRIDGE, _VDE = "Linux bridge, veth", "`vde_switch`"
+_EXAMPLE = ["-m", "examples.switch", "--control="]
+_BRIDGE, _VDE, _RELAY = "Linux bridge, veth", "`vde_switch`", "C relay, the same two TAPs"
 #: Seconds that `vde_switch` may take to make its interfaces.
 _PATIENCE = 10
 
@@ -38,7 +38,16 @@ class _Result(NamedTuple):
 
 @contextmanager
 def _example(left: str, right: str, middle: str) -> Iterator[None]:
-    with lab.child([sys.executable, str(_EXAMPLE), f"{left}:{_PORT}", f"{right}:{_PORT}"]):
+    with lab.child([sys.executable, *_EXAMPLE, f"{left}:{_PORT}", f"{right}:{_PORT}"]):
+        yield
+
+
+@contextmanager
+def _relay(left: str, right: str, library: str) -> Iterator[None]:
+    """What it costs to move super-frames between the same two interfaces without looking at them."""
+    with Forwarder("c", mode="tap", offload="passed").running(left, right, library):
+        for netns, name in ((left, LEFT), (right, RIGHT)):
+            lab.ip(netns, "link", "set", name, "down", "name", _PORT)
         yield
 
 
@@ -91,7 +100,8 @@ def run(loops: Loops, rounds: int, quick: bool) -> None:
     switches: dict[str, Callable[[str, str, str], AbstractContextManager[None]]] = {
         _BRIDGE: _bridge,
         _VDE: _vde_switch,
-        "`examples/switch.py`": _example,
+        _RELAY: lambda left, right, middle: _relay(left, right, loops.path),
+        "`examples/switch`": _example,
     }
     results: dict[str, list[_Result]] = {label: [] for label in switches}
     with lab.namespaces(3) as (left, right, middle), iperf.server(right):
@@ -101,16 +111,25 @@ def run(loops: Loops, rounds: int, quick: bool) -> None:
                 results[label].append(_measure(switch, left, right, loops, *((1, 200) if quick else (2, 1000))))
     rows = []
     for label, mine in results.items():
-        both = list(zip(mine, results[_BRIDGE], results[_VDE], strict=True))
+        others = list(zip(mine, results[_BRIDGE], results[_VDE], results[_RELAY], strict=True))
         rows.append(
             [
                 label,
-                ratio([one.gigabits / bridge.gigabits for one, bridge, _ in both]),
-                ratio([one.gigabits / vde.gigabits for one, _, vde in both]),
-                ratio([one.round_trip / vde.round_trip for one, _, vde in both]),
+                ratio([one.gigabits / relay.gigabits for one, _, _, relay in others]),
+                ratio([one.gigabits / bridge.gigabits for one, bridge, _, _ in others]),
+                ratio([one.gigabits / vde.gigabits for one, _, vde, _ in others]),
+                ratio([one.round_trip / vde.round_trip for one, _, vde, _ in others]),
                 f"{median(one.gigabits for one in mine):.2f}",
                 f"{median(one.round_trip for one in mine) / 1000:.1f}",
             ]
         )
-    heads = ["switch", "throughput, bridge = 1", "`vde_switch` = 1", "round trip, `vde_switch` = 1", "Gb/s", "µs"]
+    heads = [
+        "switch",
+        "TCP, C relay = 1",
+        "bridge = 1",
+        "`vde_switch` = 1",
+        "round trip, `vde_switch` = 1",
+        "Gb/s",
+        "µs",
+    ]
     table("TCP and ping between two stations of a switch", heads, rows)

@@ -24,7 +24,7 @@ import pytest
 
 from aiotuntap._netns import enter
 
-from .support import ip, link, named_netns
+from .support import ip, is_root, link, make_room, named_netns
 
 ROOT = Path(__file__).parents[2]
 PORT = "switch0"
@@ -35,14 +35,25 @@ class Example:
     """The running example."""
 
     def __init__(self, *arguments: str) -> None:
-        self.ports = [each for each in arguments if each.endswith(PORT)]
+        self.ports = [each for each in arguments if each.endswith(PORT) and "=" not in each]
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "examples" / "switch.py"), *arguments],
+            [sys.executable, "-m", "examples.switch", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            cwd=ROOT,
             text=True,
         )
+
+    def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs the other command on it."""
+        command = [sys.executable, "-m", "examples.switch.ctl", "--switch", str(self.process.pid), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+    def ask(self, *arguments: str) -> Any:
+        """What the other command says, for scripts."""
+        run = self.ctl("--json", *arguments)
+        assert (run.returncode, run.stderr) == (0, "")
+        return json.loads(run.stdout)
 
     def line(self, file: Any) -> str:
         """The next line of its output or of its complaints, unless it takes too long."""
@@ -368,7 +379,7 @@ def test_vlan_tags_stay_and_vlans_are_learned_apart(stations: list[Station]) -> 
 
 
 def test_age_and_limit(start: Start, spaces: list[str]) -> None:
-    start(*ports(spaces), "--age", "0.4", "--limit", "3")
+    example = start(*ports(spaces), "--age", "0.4", "--limit", "3")
     known, other = new_mac(), new_mac()
     with stations_in(spaces) as (one, two, three):
         before = time.monotonic()
@@ -378,9 +389,10 @@ def test_age_and_limit(start: Start, spaces: list[str]) -> None:
         time.sleep(0.4)
         assert reaches(one, frame(known, other), two, three) == [True, True]
         assert reaches(two, frame(BROADCAST, known), one, three) == [True, True]
-        for _ in range(3):
+        # A port that brings more than its share makes room by itself.
+        for _ in range(9):
             assert reaches(three, frame(BROADCAST, new_mac()), one, two) == [True, True]
-        assert reaches(one, frame(known, other), two, three) == [True, True]
+        assert example.ask("stats")["evicted"] > 5 and example.ask("stats")["stations"] == 3
 
 
 # -- ports that fail ---------------------------------------------------------------------------------------------------
@@ -415,7 +427,7 @@ def test_ends_when_no_port_is_left(start: Start, spaces: list[str]) -> None:
     assert (status, out.count("port ")) == (1, 3)
     assert sorted(err.splitlines()) == [
         *sorted(f"port {port} is gone" for port in ports(spaces)),
-        "switch.py: no port is left",
+        "python -m examples.switch: no port is left",
     ]
 
 
@@ -465,14 +477,25 @@ def test_namespaces_by_path_and_without(start: Start, spaces: list[str]) -> None
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["a-name-of-16-byte"], [f":{PORT}"], [PORT, "--limit", "0"], [PORT, "--age", "-1"]],
-    ids=["nothing", "name", "netns", "limit", "age"],
+    [
+        [],
+        ["a-name-of-16-byte"],
+        [f":{PORT}"],
+        [PORT, "--limit", "0"],
+        [PORT, "--age", "-1"],
+        [PORT, "--flood-limit", "0"],
+        [PORT, "--static", "ff:ff:ff:ff:ff:ff=x"],
+        [PORT, "--static", "02:00:00:00:00:01/4096=x"],
+        [PORT, "--capture", "other=file"],
+        [PORT, "--capture", "file"],
+    ],
+    ids=["nothing", "name", "netns", "limit", "age", "flood", "group", "vlan", "capture", "no file"],
 )
 def test_wrong_arguments_are_explained(start: Start, arguments: list[str]) -> None:
     status, out, err = start(*arguments, ready=False).wait()
     assert (status, out) == (2, "")
     assert err.startswith("usage: ")
-    assert err.count("switch.py: error: ") == 1
+    assert err.count("examples.switch: error: ") == 1
     assert "Traceback" not in err
 
 
@@ -482,6 +505,200 @@ def test_setup_failure_is_one_line_and_leaves_nothing(start: Start, spaces: list
     for refused, told in (("no-such-netns:port0", "'no-such-netns'"), (second, f"'{PORT}'")):
         status, out, err = start(first, refused, ready=False).wait()
         assert (status, out, err.count("\n")) == (1, "", 1)
-        assert err.startswith("switch.py: ")
+        assert err.startswith("python -m examples.switch: ")
         assert told in err
         assert PORT not in ip("-n", spaces[0], "link")
+
+
+# -- looking into it, and changing it ----------------------------------------------------------------------------------
+
+
+def test_ports_come_and_go_while_it_runs(start: Start, spaces: list[str], tmp_path: Path) -> None:
+    one, two, three = ports(spaces)
+    example = start(one, two)
+    capture = tmp_path / "three.pcapng"
+    give_addresses(spaces[:2])
+    ping(spaces[0], "10.30.0.2")
+    assert example.ask("add", three, "--capture", str(capture)) == three
+    ip("-n", spaces[2], "address", "add", "10.30.0.3/24", "dev", PORT)
+    ping(spaces[0], "10.30.0.3")
+    rows = {row["name"]: row for row in example.ask("ports")}
+    assert list(rows) == [one, two, three]
+    assert all(row["in"] > 0 and row["out"] > 0 and (row["dropped"], row["blocked"]) == (0, 0) for row in rows.values())
+    macs = {link(PORT, "-n", netns)["address"]: port for netns, port in zip(spaces, (one, two, three), strict=True)}
+    table = example.ask("table")
+    assert {row["mac"]: row["port"] for row in table} == macs
+    assert all(row["silent"] < 60 and row["vlan"] == 0 and not row["static"] for row in table)
+    assert example.ask("remove", three) == three
+    assert PORT not in ip("-n", spaces[2], "link")
+    ping(spaces[0], "10.30.0.2")
+    assert len(example.ask("table")) == 2 and len(example.ask("ports")) == 2
+    assert b"\x08\x06\0\x01" in capture.read_bytes(), "an ARP packet"
+    assert example.ask("stats")["in"] > 4
+    assert example.process.poll() is None
+    assert example.ask("remove", one) == one and example.ask("remove", two) == two
+    assert example.ask("add", three) == three, "what was emptied by hand goes on"
+    example.process.terminate()
+    assert example.wait()[::2] == (0, "")
+
+
+def test_in_words(start: Start, spaces: list[str]) -> None:
+    one, two, _ = ports(spaces)
+    example = start(one, two, "--static", f"02:00:00:00:00:01/7={two}")
+    give_addresses(spaces[:2])
+    ping(spaces[0], "10.30.0.2")
+    assert re.fullmatch(
+        rf"port +in +out +dropped +blocked\n{one} +\d+ +\d+ +0 +no\n{two} .*\n", example.ctl("ports").stdout
+    )
+    assert f"02:00:00:00:00:01  7     {two}  static\n" in example.ctl("table").stdout
+    assert re.search(r"^stations +2$", example.ctl("stats").stdout, re.MULTILINE)
+    for wrong in (("remove", "no-such"), ("add", one), ("add", "no-such-netns:x"), ("add", "a-name-of-16-byte")):
+        run = example.ctl(*wrong)
+        assert run.returncode == 1 and run.stdout == "" and run.stderr.count("\n") == 1, run.stderr
+    ping(spaces[0], "10.30.0.2")
+
+
+def test_the_socket_is_its_owners_alone_and_goes_with_the_switch(
+    start: Start, spaces: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "control"
+    example = start(ports(spaces)[0], "--control", str(path))
+    assert path.stat().st_mode & 0o777 == 0o600
+    command = [sys.executable, "-m", "examples.switch.ctl", "--switch", str(path), "ports", "--json"]
+    assert len(json.loads(subprocess.run(command, capture_output=True, check=True, cwd=ROOT).stdout)) == 1
+    if is_root():
+        path.chmod(0o666)
+        path.parent.chmod(0o755)
+        with socket.socket(socket.AF_UNIX) as stranger:
+            code = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({str(path)!r}); print(s.recv(1))"
+            every = [each for each in path.parents if not each.stat().st_mode & 1]
+            if not every:
+                run = subprocess.run(
+                    ["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", code],
+                    capture_output=True, text=True, check=False,
+                )  # fmt: skip
+                assert run.stdout == "b''\n" or "PermissionError" in run.stderr, run.stderr
+            stranger.connect(str(path))
+    example.end()
+    assert not path.exists()
+
+
+def test_hostile_requests_are_answered_and_harm_nobody(start: Start, spaces: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "control"
+    example = start(*ports(spaces)[:2], "--control", str(path))
+    give_addresses(spaces[:2])
+    requests = [
+        b"\n", b"null\n", b"[]\n", b"{}\n", b'{"command": 7}\n', b'{"command": "add"}\n', b'{"command": "add", "port": 5}\n',
+        b'{"command": "add", "port": "x\\u0000y"}\n', b"[" * 5000 + b"\n", b"\xff\xfe\n",
+        b'{"command": "add", "port": "unix:/no/such/folder/socket"}\n',
+    ]  # fmt: skip
+    for request in requests:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.settimeout(10)
+            client.sendall(request)
+            answer = json.loads(client.recv(4096))
+            assert answer["ok"] is False and answer["error"], request
+    with contextlib.ExitStack() as stack:
+        for number in range(40):  # more than it talks to, and some who say nothing or never end
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(path))
+            with contextlib.suppress(OSError):
+                client.sendall(b"x" * 5000 * (number % 2))
+        ping(spaces[0], "10.30.0.2")
+    assert example.idle_share() < 0.1
+    example.end()
+
+
+# -- loops and storms --------------------------------------------------------------------------------------------------
+
+
+def test_a_loop_is_blocked_and_the_others_go_on(start: Start, spaces: list[str]) -> None:
+    """Two ports of one station, which joins them with a bridge."""
+    looped = f"{spaces[2]}:second0"
+    example = start(*ports(spaces), looped, "--hold", "30", ready=False)
+    example.line(example.process.stdout)
+    give_addresses(spaces[:2])
+    for arguments in (
+        ("add", "loop0", "type", "bridge", "mcast_snooping", "0"),
+        ("set", PORT, "master", "loop0"),
+        ("set", "second0", "master", "loop0"),
+        ("set", "loop0", "up"),
+    ):
+        ip("-n", spaces[2], "link", *arguments)
+    station = Station(spaces[0])
+    with station.socket:
+        for _ in range(10):
+            station.send(frame(BROADCAST, new_mac()))
+            time.sleep(0.01)
+        line = example.line(example.process.stderr)
+    blocked = line.split()[1]
+    assert blocked in (looped, ports(spaces)[2]) and line.startswith(f"port {blocked} is blocked for 30 s: ")
+    time.sleep(0.3)
+    assert example.idle_share() < 0.1, "nothing goes round any more"
+    states = {row["name"]: row["blocked"] for row in example.ask("ports")}
+    assert [name for name, seconds in states.items() if seconds > 0] == [blocked]
+    ping(spaces[0], "10.30.0.2")
+    ping(spaces[1], "10.30.0.1")
+
+
+def test_a_storm_of_broadcasts_is_limited(start: Start, spaces: list[str]) -> None:
+    example = start(*ports(spaces), "--flood-limit", "50")
+    give_addresses(spaces[:2])
+    ping(spaces[0], "10.30.0.2")
+    with stations_in(spaces) as (one, _, three):
+        for _ in range(500):
+            one.send(frame(BROADCAST, new_mac()))
+        until_carried(example, 500)
+        received = 0
+        three.socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while three.receive():
+                received += 1
+    assert 0 < received < 150
+    assert example.ask("stats")["limited"] > 350
+    ping(spaces[1], "10.30.0.1")
+
+
+def until_carried(example: Example, count: int) -> None:
+    """Waits until that many frames came in altogether."""
+    deadline = time.monotonic() + 20
+    while example.ask("stats")["in"] < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# -- many ports --------------------------------------------------------------------------------------------------------
+
+
+def test_64_ports(start: Start, spaces: list[str]) -> None:
+    """Idle they cost nothing, and a flood to all of them loses no frame that the kernel's queues hold."""
+    names = [f"{spaces[number % 3]}:p{number}" for number in range(64)]
+    example = start(*names, ready=False)
+    assert example.line(example.process.stdout) == f"ready: {' '.join(names)}\n"
+    time.sleep(0.3)
+    assert example.idle_share(0.5) < 0.02
+    count = 900  # the queue of an interface holds 1000 frames
+    sockets = []
+    with contextlib.ExitStack() as stack:
+        for number in (0, 1, 2, 63):
+            station = socket_in(spaces[number % 3], socket.AF_PACKET, socket.SOCK_RAW)
+            stack.enter_context(station)
+            make_room(station, 1 << 24)
+            station.bind((f"p{number}", 0x88B5))
+            sockets.append(station)
+        sent = [frame(BROADCAST, new_mac()) for _ in range(count)]
+        for each in sent:
+            sockets[0].send(each)
+        for station in sockets[1:]:
+            got: list[bytes] = []
+            while len(got) < count:
+                data, address = station.recvfrom(2048)
+                if address[2] != _OUTGOING:
+                    got.append(data)
+            assert got == sent
+    counts = {row["name"]: row for row in example.ask("ports")}
+    assert all(row["dropped"] == 0 and row["out"] == count for name, row in counts.items() if name != names[0])
+    example.process.terminate()
+    status, out, err = example.wait()
+    assert (status, err, out.count("\n")) == (0, "", 64)

@@ -1,0 +1,153 @@
+"""The command line: ``python -m examples.switch [NETNS:]PORT…``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from aiotuntap import DeviceGoneError, SetupError
+
+from .control import Control, default_path
+from .ports import tap_argument
+from .switch import MACHINES, Switch
+from .table import station
+
+
+async def run(options: argparse.Namespace) -> int:
+    """Opens the ports and serves them until none is left, or until SIGINT or SIGTERM cancels it."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    switch = Switch(age=options.age, limit=options.limit, hold=options.hold, flood_limit=options.flood_limit)
+    async with switch, controlled(switch, options.control):
+        for address, name in options.static:
+            switch.pin(address, name)
+        captures = dict(options.capture)
+        for name in options.ports:
+            await switch.add(name, capture=captures.get(name))
+        print("ready:", *options.ports, flush=True)
+        try:
+            await switch.ended
+        finally:
+            print(*switch.reported(), sep="\n")
+    return 1
+
+
+@contextlib.asynccontextmanager
+async def controlled(switch: Switch, path: str | None) -> AsyncIterator[None]:
+    """Answers at the control socket; an empty path is for none."""
+    if path == "":
+        yield
+        return
+    task = asyncio.create_task(Control(switch, default_path() if path is None else Path(path)).serve())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def port_argument(text: str) -> str:
+    if not text.startswith(MACHINES):
+        try:
+            tap_argument(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def static_argument(text: str) -> tuple[bytes, str]:
+    found = re.fullmatch(r"((?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2})(?:/(\d{1,4}))?=(.+)", text)
+    if found is None or int(found[2] or 0) > 4095 or int(found[1][:2], 16) & 1:
+        raise argparse.ArgumentTypeError(f"MAC[/VLAN]=PORT with the address of one station, not {text!r}")
+    return station(bytes.fromhex(found[1].replace(":", "")), int(found[2] or 0)), found[3]
+
+
+def capture_argument(text: str) -> tuple[str, str]:
+    port, equals, file = text.partition("=")
+    if not equals or not file:
+        raise argparse.ArgumentTypeError(f"PORT=FILE, not {text!r}")
+    return port, file
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.switch", description="A learning Ethernet switch between network namespaces."
+    )
+    parser.add_argument(
+        "ports",
+        nargs="+",
+        type=port_argument,
+        metavar="[NETNS:]NAME",
+        help="an interface to make, and the namespace (default: this one); or unix:PATH, a socket for virtual machines"
+        " (QEMU: -netdev stream,id=n0,addr.type=unix,addr.path=PATH)",
+    )
+    parser.add_argument(
+        "--age", type=float, default=300, metavar="SECONDS", help="of silence after which a station is forgotten (300)"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=4096, metavar="STATIONS", help="that are remembered at most (4096)"
+    )
+    parser.add_argument(
+        "--static",
+        type=static_argument,
+        action="append",
+        default=[],
+        metavar="MAC[/VLAN]=PORT",
+        help="a station that is behind this port, whatever is heard",
+    )
+    parser.add_argument(
+        "--flood-limit",
+        type=float,
+        metavar="FRAMES",
+        help="a second that each port may send to all others, broadcasts above all; what is beyond is dropped",
+    )
+    parser.add_argument(
+        "--hold", type=float, default=60, metavar="SECONDS", help="for which a port with a loop is blocked (60)"
+    )
+    parser.add_argument(
+        "--capture",
+        type=capture_argument,
+        action="append",
+        default=[],
+        metavar="PORT=FILE",
+        help="record what goes through a port, as pcapng",
+    )
+    parser.add_argument(
+        "--control",
+        metavar="PATH",
+        help="of the socket for 'python -m examples.switch.ctl'; empty for none. By default it is in a folder of your own",
+    )
+    return parser
+
+
+def main() -> int:
+    parser = build_parser()
+    options = parser.parse_args()
+    if options.age < 0 or options.limit < 1:
+        parser.error("--age: at least 0; --limit: at least 1")
+    if options.hold < 0 or (options.flood_limit is not None and options.flood_limit < 1):
+        parser.error("--hold: at least 0; --flood-limit: at least 1")
+    for name, _ in options.capture:
+        if name not in options.ports:
+            parser.error(f"--capture: {name!r} is not one of the ports")
+    try:
+        status = asyncio.run(run(options))
+    except asyncio.CancelledError:
+        return 0
+    except (SetupError, DeviceGoneError, OSError, ValueError) as error:
+        print(f"{parser.prog}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        return 1
+    print(f"{parser.prog}: no port is left", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Which port each station is behind. No descriptor, no event loop, no clock: time is an argument, in seconds.
+
+The table is bounded, and a flood of made-up addresses pushes out no station that speaks. A station that was heard once
+is a newcomer, and becomes an established one when it is heard again a while later. When the table is full, a port that
+has more than its share of it gives up its oldest newcomer; that is the port the flood comes from. Only where there are
+no newcomers, the port with the most stations gives up the one that has been silent longest.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Generic, NamedTuple, TypeVar
+
+P = TypeVar("P", bound=Hashable)
+
+#: Seconds after which a newcomer that is heard again is established, at most.
+_AGAIN = 1.0
+
+
+def station(address: bytes, vlan: int = 0) -> bytes:
+    """The key of a station: one address in two VLANs is two stations."""
+    return address + vlan.to_bytes(2)
+
+
+def stations(header: bytes) -> tuple[bytes, bytes]:
+    """Destination and source of a frame that begins with these 16 bytes."""
+    vlan = header[14:16] if header[12:14] == b"\x81\x00" else b"\0\0"
+    if vlan[:1] > b"\x0f":  # without the priority
+        vlan = bytes((vlan[0] & 15,)) + vlan[1:]
+    return header[:6] + vlan, header[6:12] + vlan
+
+
+class Entry(NamedTuple):
+    """One line of the table, for people."""
+
+    address: bytes
+    vlan: int
+    port: object
+    #: Seconds since it was heard; None for a static entry.
+    silent: float | None
+
+
+@dataclass(slots=True)
+class _Station(Generic[P]):
+    port: P
+    heard: float
+    #: When it was last moved to the end of the line it stands in.
+    moved: float
+    established: bool = False
+
+
+class _Behind:
+    """The stations behind one port, those that were not heard for longest first. Good to a second."""
+
+    def __init__(self) -> None:
+        self.newcomers: OrderedDict[bytes, None] = OrderedDict()
+        self.established: OrderedDict[bytes, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.newcomers) + len(self.established)
+
+
+class Table(Generic[P]):
+    """Each call's time is no earlier than that of the one before."""
+
+    def __init__(self, age: float, limit: int) -> None:
+        """Forgets a station that was silent for *age* seconds, and has *limit* of them at most."""
+        self._age = age
+        self._limit = limit
+        self._again = min(_AGAIN, age / 16)
+        self._heard: dict[bytes, _Station[P]] = {}
+        self._behind: dict[P, _Behind] = {}
+        self._static: dict[bytes, P] = {}
+        #: How many stations came, moved to another port, and had to make room for others.
+        self.learned = self.moved = self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._heard)
+
+    def pin(self, station: bytes, port: P) -> None:
+        """*station* is behind *port*, whatever is heard."""
+        self._drop(station)
+        self._static[station] = port
+
+    def learn(self, station: bytes, port: P, now: float) -> None:
+        """*station* was heard on *port*, wherever it was before."""
+        known = self._heard.get(station)
+        if known is not None and known.port is port:
+            known.heard = now
+            if now - known.moved >= self._again:
+                self._refresh(station, known)
+        elif not station[0] & 1 and station not in self._static:  # a group address sends nothing
+            self._insert(station, port, now, known)
+
+    def find(self, station: bytes, now: float) -> P | None:
+        """The port of *station*; None when it is not known, as group addresses never are."""
+        known = self._heard.get(station)
+        if known is None:
+            return self._static.get(station)
+        return known.port if now - known.heard < self._age else None
+
+    def forget(self, port: P) -> None:
+        """Forgets all stations behind *port*, static ones too."""
+        self._static = {station: where for station, where in self._static.items() if where is not port}
+        behind = self._behind.pop(port, None)
+        if behind is not None:
+            for station in chain(behind.newcomers, behind.established):
+                del self._heard[station]
+
+    def entries(self, now: float) -> Iterator[Entry]:
+        """Everything that `find` finds."""
+        for station, port in self._static.items():
+            yield Entry(station[:6], int.from_bytes(station[6:]), port, None)
+        for station, known in self._heard.items():
+            if now - known.heard < self._age:
+                yield Entry(station[:6], int.from_bytes(station[6:]), known.port, now - known.heard)
+
+    def _insert(self, station: bytes, port: P, now: float, known: _Station[P] | None) -> None:
+        if known is not None:
+            self._drop(station)
+            self.moved += 1
+        else:
+            self.learned += 1
+            if len(self._heard) >= self._limit:
+                self._make_room(port, now)
+        self._heard[station] = _Station(port, now, now)
+        self._behind.setdefault(port, _Behind()).newcomers[station] = None
+
+    def _refresh(self, station: bytes, known: _Station[P]) -> None:
+        behind = self._behind[known.port]
+        if known.established:
+            behind.established.move_to_end(station)
+        else:
+            del behind.newcomers[station]
+            behind.established[station] = None
+            known.established = True
+        known.moved = known.heard
+
+    def _drop(self, station: bytes) -> None:
+        known = self._heard.pop(station, None)
+        if known is not None:
+            behind = self._behind[known.port]
+            del (behind.established if known.established else behind.newcomers)[station]
+            if not behind:
+                del self._behind[known.port]
+
+    def _make_room(self, port: P, now: float) -> None:
+        """Takes as many steps as there are ports, however large the table is."""
+        for behind in self._behind.values():
+            for line in (behind.newcomers, behind.established):
+                first = next(iter(line), None)
+                if first is not None and now - self._heard[first].heard >= self._age:
+                    self._drop(first)
+                    return
+        self._drop(self._least_needed(port))
+        self.evicted += 1
+
+    def _least_needed(self, port: P) -> bytes:
+        """The station to give up for a new one behind *port*."""
+        share = self._limit // len(self._behind)
+        with_newcomers = [behind for behind in self._behind.values() if behind.newcomers]
+        if over := [behind for behind in with_newcomers if len(behind) > share]:
+            return next(iter(max(over, key=lambda behind: len(behind.newcomers)).newcomers))
+        own = self._behind.get(port)
+        if own is not None and own.newcomers:
+            return next(iter(own.newcomers))
+        if with_newcomers:
+            return next(iter(max(with_newcomers, key=lambda behind: len(behind.newcomers)).newcomers))
+        return next(iter(max(self._behind.values(), key=len).established))

@@ -1,0 +1,1 @@
+"""The switch example, without a kernel."""
