@@ -13,11 +13,14 @@ import asyncio
 from collections import deque
 from threading import get_ident
 from time import monotonic
-from typing import NoReturn, Self
+from typing import Generic, NoReturn, Self, TypeVar
 
 from ._errors import QueueClosedError
 from ._turns import Turn, turns_of
 from ._types import Owning
+
+#: A frame: bytes, or with what came along.
+T = TypeVar("T")
 
 #: Frames that `read_frames` returns at most unless told otherwise.
 DEFAULT_LIMIT = 128
@@ -26,7 +29,7 @@ DEFAULT_LIMIT = 128
 _MOST = 4096
 
 
-class FrameReader(Owning):
+class FrameReader(Owning, Generic[T]):
     """A bounded buffer of frames with a line of readers in front of it."""
 
     __slots__ = (
@@ -52,7 +55,7 @@ class FrameReader(Owning):
         self._high = high
         self._low = low
         self._batch = min(high, DEFAULT_LIMIT)
-        self._buffer: deque[bytes] = deque()
+        self._buffer: deque[T] = deque()
         #: Futures of those who wait, in the order they asked. One leaves only when its task runs again.
         self._readers: deque[Turn] = deque()
         #: Whether the stream waits for its turn among all streams of the loop.
@@ -112,7 +115,7 @@ class FrameReader(Owning):
 
     # -- for readers ---------------------------------------------------------------------------------------------------
 
-    async def read_frame(self) -> bytes:
+    async def read_frame(self) -> T:
         """Waits for the next frame and returns it: a whole one, headers included as the interface was opened.
 
         Several tasks may read one queue; they are served in the order they asked, each frame to one of them.
@@ -134,7 +137,7 @@ class FrameReader(Owning):
             self._wake_reader()
         return frame
 
-    async def read_frames(self, limit: int = DEFAULT_LIMIT) -> list[bytes]:
+    async def read_frames(self, limit: int = DEFAULT_LIMIT) -> list[T]:
         """Waits for at least one frame and returns all that are there, in order, *limit* at most.
 
         This is the fast way: what one frame costs on top of the system call falls to nearly nothing. With offloads, a
@@ -154,7 +157,7 @@ class FrameReader(Owning):
             is_asked = await self._wait_frames(limit)
         return self._take(limit, is_asked)
 
-    def read_frame_nowait(self) -> bytes:
+    def read_frame_nowait(self) -> T:
         """Returns a frame that is there already, in the buffer or in the kernel.
 
         Raises:
@@ -168,7 +171,7 @@ class FrameReader(Owning):
             self._make_room(1)
         return self._buffer.popleft()
 
-    def read_frames_nowait(self, limit: int = DEFAULT_LIMIT) -> list[bytes]:
+    def read_frames_nowait(self, limit: int = DEFAULT_LIMIT) -> list[T]:
         """Returns the frames that are there already, in the buffer or in the kernel: at least one, *limit* at most.
 
         Raises:
@@ -185,13 +188,13 @@ class FrameReader(Owning):
         """Frames as they come, until the queue is closed here. Raises DeviceGoneError when the interface goes away."""
         return self
 
-    async def __anext__(self) -> bytes:
+    async def __anext__(self) -> T:
         try:
             return await self.read_frame()
         except QueueClosedError:
             raise StopAsyncIteration from None
 
-    def _take(self, limit: int, is_asked: bool) -> list[bytes]:
+    def _take(self, limit: int, is_asked: bool) -> list[T]:
         """Up to *limit* frames out of the buffer, which has one at least, and of the source, unless that *is_asked* already."""
         buffer = self._buffer
         if self._more and not is_asked and len(buffer) < limit:

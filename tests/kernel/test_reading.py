@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from aiotuntap import AsyncTuntap, TuntapQueue, _abi
-from aiotuntap._queue import BATCH
+from aiotuntap._descriptor import BATCH
 from aiotuntap._turns import SLICE
 from aiotuntap.testing import example_frame
 
