@@ -28,6 +28,10 @@ DEFAULT_LIMIT = 128
 # … and whatever they are told.
 _MOST = 4096
 
+#: Frames that are kept in user space unless told otherwise: enough to ride out a burst, few enough for a full buffer of
+#: small frames to stay in a processor's cache.
+READ_BUFFER = 256
+
 
 class FrameReader(Owning, Generic[T]):
     """A bounded buffer of frames with a line of readers in front of it."""
@@ -282,6 +286,18 @@ def check_limit(limit: int) -> int:
     if not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit must be a whole number of at least 1, not {limit!r}")
     return min(limit, _MOST)
+
+
+def parse_read_buffer(read_buffer: int | tuple[int, int]) -> tuple[int, int]:
+    """The number of frames at which reading stops, and that at which it resumes."""
+    match read_buffer:
+        case bool():
+            pass
+        case int(high) if high > 0:
+            return high, high // 4
+        case (int(high), int(low)) if 0 <= low < high:
+            return high, low
+    raise ValueError(f"read_buffer {read_buffer!r}: frames to keep, or (high, low) with 0 <= low < high")
 
 
 def raise_wrong_caller(loop: asyncio.AbstractEventLoop, thread: int, what: str) -> NoReturn:
