@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from threading import get_ident
 from time import monotonic
 from typing import NoReturn, Self
@@ -41,6 +42,7 @@ class FrameReader(Owning):
         "_low",
         "_more",
         "_readers",
+        "_receiver",
         "_thread",
         "_turns",
     )
@@ -61,6 +63,8 @@ class FrameReader(Owning):
         self._error: Exception | None = None
         #: Whether the source fills the buffer by itself.
         self._flowing = False
+        #: Called by the loop, where a reader would be woken, when there may be frames, and once when nothing more can come.
+        self._receiver: Callable[[], object] | None = None
         #: Whether the source may have more frames: it had when it was last asked, or was asked for one only.
         self._more = False
 
@@ -105,6 +109,8 @@ class FrameReader(Owning):
         self._more = False
         if self._readers:
             self._readers[0].give()
+        if self._receiver is not None and not self._loop.is_closed():
+            self._loop.call_soon(self._receiver)
 
     def _wrong_caller(self) -> NoReturn:
         """Called from a thread that is not the loop's, or from another loop."""

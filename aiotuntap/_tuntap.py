@@ -262,7 +262,7 @@ class AsyncTuntap(Owning):
             return
         try:
             warnings.warn(
-                f"unclosed interface {self!r}: call aclose(), or use 'async with'",
+                f"unclosed interface {self!r}: call aclose(), or use 'async with'; of an endpoint, close the transport",
                 ResourceWarning,
                 stacklevel=1,
                 source=self,
