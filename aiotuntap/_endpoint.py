@@ -214,6 +214,10 @@ class TuntapTransport(Owning, asyncio.DatagramTransport):
 
     def _read_on(self) -> None:
         self._queue._resume()
+        self._come_back()
+
+    def _come_back(self) -> None:
+        """The loop calls `_on_frames` for what it does not call by itself: frames that were read already, and the end."""
         if self._backlog or self._queue._buffer or self._queue._error is not None:
             self._queue._line_up()
 
@@ -241,8 +245,8 @@ class TuntapTransport(Owning, asyncio.DatagramTransport):
             self._tell("frames_received", list(frames))
         else:
             self._hand_over(frames)
-        if self.is_reading() and (self._backlog or queue._buffer):
-            queue._line_up()
+        if self.is_reading():
+            self._come_back()
 
     def _hand_over(self, frames: Iterable[bytes]) -> None:
         """Frame by frame, as long as the slice lasts and the protocol wants them."""
@@ -405,7 +409,7 @@ class TuntapTransport(Owning, asyncio.DatagramTransport):
         buffer = self._buffer
         part = list(islice(buffer, _PART))
         done = 0 if self._ended else self._write_now(part)
-        if self._ended:
+        if self._ended or self._queue._error is not None:  # the queue calls `_on_frames` for that
             return
         for _ in range(done):
             self._buffered -= size_of(buffer.popleft())
@@ -533,6 +537,8 @@ async def create_tuntap_endpoint(
         loop.call_soon(transport._begin)
         loop.call_soon(set_done, made)
         await made
+        if transport._ending is not None:  # closed in connection_made: connection_lost comes before this returns
+            await asyncio.wait([transport._ending])
     except BaseException:
         if transport is not None:
             transport.abort()
