@@ -407,7 +407,8 @@ async def congest(transport: Any, protocol: Recorder) -> list[Event]:
     protocol.events.append("still there")
     async with asyncio.timeout(20):
         await protocol.lost
-    assert transport.get_write_buffer_size() == 0
+    if isinstance(transport, TuntapTransport):  # asyncio's from 3.13 on keeps 8 bytes for each datagram that waited
+        assert transport.get_write_buffer_size() == 0
     return protocol.events
 
 
