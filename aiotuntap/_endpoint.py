@@ -452,12 +452,10 @@ class TuntapTransport(Owning, asyncio.DatagramTransport):
             self._stop_reading()
             self._buffer.clear()
             self._buffered = 0
-            self._forget_room()
             self._end(error)
 
     def _stop_reading(self) -> None:
         self._closing = True
-        self._backlog.clear()
         if not self._loop.is_closed():
             self._queue._pause()
 

@@ -392,10 +392,8 @@ async def congest(transport: Any, protocol: Recorder) -> list[Event]:
     for _ in range(2):
         while protocol.events[-1] != "pause":
             transport.sendto(unicast(1))
-        data = bytearray(unicast(2))
         for _ in range(4):
-            transport.sendto(data)
-        data[:] = bytes(size)  # what is kept is a copy
+            transport.sendto(unicast(2))
         assert transport.get_write_buffer_size() >= 7 * size
         if protocol.events.count("pause") == 1:
             await until(lambda: protocol.events[-1] == "resume", 20)
@@ -772,6 +770,7 @@ async def test_a_large_write_buffer_is_written_in_several_turns() -> None:
         while transport.get_write_buffer_size():
             rounds.append(len(offered))
             await asyncio.sleep(0)
+        rounds.append(len(offered))
         assert offered == frames
         assert max(after - before for before, after in pairwise(rounds)) <= 4 * _PART
         assert protocol.events == ["made", "pause", "resume"]
@@ -816,7 +815,9 @@ async def test_closing_writes_what_waits_and_aborting_does_not(ending: str) -> N
     async with endpoint() as (transport, protocol, peer):
         queue = transport.get_extra_info("queue")
         inject(queue, judge=lambda _: errno.EAGAIN * full)
-        transport.write_frames([numbered(1), numbered(2)])
+        changed = bytearray(numbered(2))
+        transport.write_frames([numbered(1), changed])
+        changed[:] = bytes(62)  # what is kept is a copy
         getattr(transport, ending)()
         assert transport.is_closing() and not transport.is_reading()
         if ending == "close":
@@ -1046,6 +1047,16 @@ async def test_a_program_that_ends_after_close_still_hears_of_it(when: str) -> N
     assert name not in ip("link")
     if when == "at the end":
         assert protocols[0].events == ["made", ("lost", None)]
+
+
+async def test_all_tasks_cancelled_before_closing_begins() -> None:
+    name = unique()
+    transport, protocol = await create_tuntap_endpoint(Recorder, name, mode="tap")
+    transport.close()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    assert await protocol.lost is None
+    assert name not in ip("link")
 
 
 async def test_only_the_loops_own_thread_may_write() -> None:
