@@ -15,6 +15,7 @@ BENCHMARKS = {
     "uso": "UDP datagrams of 1400 bytes, frame by frame, passed through and transparent, C = 1",
     "segmentation": "`segment` and `coalesce` by themselves: Gb/s, and ns a frame, beside C that copies and sums",
     "tunnel": "TCP through an encrypting tunnel: CPU time of a byte with offloads, without = 1",
+    "udp": "UDP datagrams of 1400 bytes between two processes: C, `UdpStream`, and the loop's own endpoint",
     "workers": "examples/workers.py with 20 µs of work a frame: two processes, one process = 1",
     "ticker": "how late a task that sleeps 1 ms is called beside floods, on one and eight queues",
     "switch": "examples/switch, a relay in C, a bridge of the kernel and vde_switch: TCP and ping",
