@@ -19,6 +19,7 @@ BENCHMARKS = {
     "workers": "examples/workers.py with 20 µs of work a frame: two processes, one process = 1",
     "ticker": "how late a task that sleeps 1 ms is called beside floods, on one and eight queues",
     "switch": "examples/switch, a relay in C, a bridge of the kernel and vde_switch: TCP and ping",
+    "vxlan": "examples/switch with an uplink to the kernel's VXLAN device: TCP, kernel to kernel = 1",
     "ping": "round trip of a ping, C = 1",
     "napi": "what `napi=True` changes",
     "idle": "idle queues, and adding and removing them",

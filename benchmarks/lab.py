@@ -109,6 +109,13 @@ def namespaces(count: int) -> Iterator[list[str]]:
             subprocess.run(["ip", "netns", "delete", name], check=False)
 
 
+def enable_ipv6(*netns: str) -> None:
+    """On the interfaces that are made from now on."""
+    switch = "for each in all default; do echo 0 > /proc/sys/net/ipv6/conf/$each/disable_ipv6; done"
+    for each in netns:
+        subprocess.run(["ip", "netns", "exec", each, "sh", "-c", switch], check=True)
+
+
 @contextmanager
 def child(command: Sequence[str], ready: str | None = "ready", quiet: bool = False, lines: int = 1) -> Iterator[int]:
     """Runs a program until the block ends, from when it printed *lines* that start with *ready*. Gives its pid."""

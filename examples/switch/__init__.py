@@ -19,10 +19,14 @@ without a namespace is made where the switch was started. A port that is deleted
 that is down drops what is meant for it. Ctrl-C ends the switch, which says what each port carried, and the ports go
 with it. Then ``ip netns del red; ip netns del blue``.
 
+A port can also be a socket where virtual machines connect (``unix:/tmp/lab``), and ``--vxlan`` reaches other machines.
+``--help`` and the how-to say the rest.
+
 Frames pass as the kernels hand them out: TCP segments of up to 64 KiB, checksums unfinished, and in front of each the
 10 bytes of virtio_net_hdr that tell the next kernel what is left to do. There is no spanning tree: a loop is noticed
 when frames come back, and the port where they do is blocked for a minute.
 
 Read it in this order: `table` (who is where), `guard` (loops and storms) and `core` (where frames go) are pure code;
-`ports` and `switch` join it to the kernel; `control` and `ctl` are for looking into it while it runs.
+`ports` and `switch` join it to the kernel; `control` and `ctl` are for looking into it while it runs; `vxlan`, which is pure
+again, and `uplink` lead to other machines.
 """

@@ -17,6 +17,8 @@ from .control import Control, default_path
 from .ports import tap_argument
 from .switch import MACHINES, Switch
 from .table import station
+from .uplink import open_uplink
+from .vxlan import Options
 
 
 async def run(options: argparse.Namespace) -> int:
@@ -32,7 +34,9 @@ async def run(options: argparse.Namespace) -> int:
         captures = dict(options.capture)
         for name in options.ports:
             await switch.add(name, capture=captures.get(name))
-        print("ready:", *options.ports, flush=True)
+        for uplink in options.vxlan:
+            await switch.plug(await open_uplink(uplink, age=options.age, limit=options.limit))
+        print("ready:", *options.ports, *(f"vxlan{uplink.vni}" for uplink in options.vxlan), flush=True)
         try:
             await switch.ended
         finally:
@@ -63,6 +67,13 @@ def port_argument(text: str) -> str:
     return text
 
 
+def vxlan_argument(text: str) -> Options:
+    try:
+        return Options.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def static_argument(text: str) -> tuple[bytes, str]:
     found = re.fullmatch(r"((?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2})(?:/(\d{1,4}))?=(.+)", text)
     if found is None or int(found[2] or 0) > 4095 or int(found[1][:2], 16) & 1:
@@ -88,6 +99,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="[NETNS:]NAME",
         help="an interface to make, and the namespace (default: this one); or unix:PATH, a socket for virtual machines"
         " (QEMU: -netdev stream,id=n0,addr.type=unix,addr.path=PATH)",
+    )
+    parser.add_argument(
+        "--vxlan",
+        type=vxlan_argument,
+        action="append",
+        default=[],
+        metavar="VNI,local=ADDR,remote=ADDR[,remote=…][,port=4789]",
+        help="an uplink to other machines, after RFC 7348, as one more port",
     )
     parser.add_argument(
         "--age", type=float, default=300, metavar="SECONDS", help="of silence after which a station is forgotten (300)"

@@ -21,6 +21,7 @@ from typing import Any
 
 from .ports import bind_unix
 from .switch import Switch
+from .uplink import VxlanFrames
 
 Command = Callable[[dict[str, Any], list[int]], Awaitable[object]]
 
@@ -149,6 +150,11 @@ class Control:
             "learned": core.table.learned,
             "moved": core.table.moved,
             "evicted": core.table.evicted,
+            "uplinks": {
+                port.name: port.frames.counts()
+                for port in self._switch.ports.values()
+                if isinstance(port.frames, VxlanFrames)
+            },
         }
 
     async def _add(self, request: dict[str, Any], fds: list[int]) -> object:

@@ -101,7 +101,10 @@ def as_text(command: str, result: Any) -> str:
         ]
         return _columns(_TABLE, rows)
     if command == "stats":
-        return "".join(f"{name:<9} {value:.0f}\n" for name, value in result.items())
+        lines = [f"{name:<9} {value:.0f}\n" for name, value in result.items() if name != "uplinks"]
+        for name, counts in result["uplinks"].items():
+            lines.append(f"{name}: " + ", ".join(f"{value} {key}" for key, value in counts.items()) + " dropped\n")
+        return "".join(lines)
     return f"{result}\n"
 
 

@@ -34,15 +34,16 @@ BROADCAST, MULTICAST = b"\xff" * 6, bytes.fromhex("01005e000001")
 class Example:
     """The running example."""
 
+    #: The namespace of its port, where it has one only.
+    station = ""
+
     def __init__(self, *arguments: str) -> None:
         self.ports = [each for each in arguments if each.endswith(PORT) and "=" not in each]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "examples.switch", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=ROOT,
-            text=True,
-        )
+        self.process = self.popen([sys.executable, "-m", "examples.switch", *arguments])
+
+    @staticmethod
+    def popen(command: list[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True)
 
     def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs the other command on it."""

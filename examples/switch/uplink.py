@@ -1,0 +1,210 @@
+"""A port that reaches other machines: VXLAN over `aiotuntap.udp`."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import sys
+import time
+
+from aiotuntap import InvalidFrameError, QueueClosedError, SetupError, Stats, TuntapError
+from aiotuntap.udp import Address, UdpStream
+
+from .core import header_of
+from .ports import Port, merged
+from .table import Table, stations
+from .vxlan import HEADER_SIZE, OVERHEAD, Options, as_sent, fit, flow_hash, header, vni_of
+
+#: Source ports, so that the way, and the other side's processors, can tell inner flows apart.
+_SOURCES = 8
+_FIRST_SOURCE, _LAST_SOURCE = 49152, 65535
+_TRIES = 20
+
+#: Seconds for which the MTU of a way is taken for known.
+_KNOWN = 5.0
+
+# <linux/in.h> and <linux/in6.h>
+_IP_MTU_DISCOVER, _IP_MTU, _IPV6_MTU_DISCOVER, _IPV6_MTU, _PMTUDISC_DO = 10, 14, 23, 24, 2
+
+
+class VxlanFrames:
+    """The frames of one VXLAN segment, to and from all remotes. Nothing that a remote does or does not do stops it."""
+
+    def __init__(
+        self, options: Options, receiver: UdpStream, senders: list[UdpStream], age: float, limit: int, name: str
+    ) -> None:
+        self._header = header(options.vni)
+        self._vni = options.vni
+        self._version = options.local.version
+        self._receiver = receiver
+        self._senders = senders
+        self._name = name
+        self.remotes = [Address((str(remote), options.port)) for remote in options.remotes]
+        self._by_host = {remote.host: remote for remote in self.remotes}
+        #: Where each station was heard.
+        self.table: Table[Address] = Table(age, limit)
+        #: Bytes of the largest frame to each remote, and until when that holds.
+        self._largest: dict[Address, tuple[int, float]] = {}
+        self._said_too_large = False
+        self._read = self._written = self._refused = 0
+        #: Datagrams that were dropped: from others than the remotes, with another VNI, and without a frame in VXLAN.
+        self.strangers = self.others = self.malformed = 0
+        #: Frames that were too large for the way.
+        self.too_large = 0
+
+    @property
+    def stats(self) -> Stats:
+        dropped = self.strangers + self.others + self.malformed
+        return Stats(self._read, self._written, self._refused, dropped)
+
+    def counts(self) -> dict[str, int]:
+        """What was dropped, and why."""
+        return {
+            "strangers": self.strangers,
+            "malformed": self.malformed,
+            "other_vnis": self.others,
+            "too_large": self.too_large,
+        }
+
+    async def read_frames(self) -> list[bytes]:
+        """At least one frame, merged to super-frames where several belong together."""
+        while True:
+            datagrams = await self._receiver.read_datagrams()
+            now = time.monotonic()
+            frames = []
+            for datagram, address in datagrams:
+                remote = self._by_host.get(address.host)
+                if remote is None:
+                    self.strangers += 1
+                    continue
+                vni = vni_of(datagram)
+                if vni != self._vni:
+                    self.malformed += vni is None
+                    self.others += vni is not None
+                    continue
+                frame = datagram[HEADER_SIZE:]
+                self.table.learn(stations(frame[:16])[1], remote, now)
+                frames.append(frame)
+            if frames:
+                self._read += len(frames)
+                largest = min(self._largest_to(remote, now) for remote in self.remotes)
+                return [frame if frame[0] else as_sent(frame, largest) for frame in merged(frames)]
+
+    async def write_frames(self, frames: list[bytes]) -> None:
+        """Sends each frame to the remote that has its station, or to all of them."""
+        self._write(frames)
+
+    def write_frame_nowait(self, frame: bytes) -> None:
+        """As `write_frames`."""
+        self._write([frame])
+
+    async def aclose(self) -> None:
+        for each in (self._receiver, *self._senders):
+            await each.aclose()
+
+    def _write(self, frames: list[bytes]) -> None:
+        if self._receiver.closed:
+            raise QueueClosedError("the uplink is closed")
+        now = time.monotonic()
+        batches: dict[tuple[Address, int], list[bytes]] = {}
+        for frame in frames:
+            known = self.table.find(stations(header_of(frame))[0], now)
+            sender = flow_hash(frame) % len(self._senders)
+            sent = False
+            for remote in self.remotes if known is None else (known,):
+                try:
+                    pieces = fit(frame, self._largest_to(remote, now))
+                except InvalidFrameError as error:
+                    self._say_too_large(remote, error)
+                    continue
+                batches.setdefault((remote, sender), []).extend([self._header + piece for piece in pieces])
+                sent = True
+            self._written += sent
+            self._refused += not sent
+        for (remote, sender), datagrams in batches.items():
+            self._send(self._senders[sender], datagrams, remote)
+
+    def _send(self, sender: UdpStream, datagrams: list[bytes], remote: Address) -> None:
+        """What does not leave is lost: the way is full or down, or has become narrower."""
+        at = 0
+        while at < len(datagrams):
+            try:
+                taken = sender.write_datagrams_nowait(datagrams[at:] if at else datagrams, remote)
+                if not taken:
+                    return
+                at += taken
+            except BlockingIOError:
+                return
+            except InvalidFrameError:
+                self._largest.pop(remote, None)
+                at += 1
+            except (TuntapError, OSError):
+                return
+
+    def _largest_to(self, remote: Address, now: float) -> int:
+        largest, until = self._largest.get(remote, (0, 0.0))
+        if now >= until:
+            largest = mtu_towards(remote) - OVERHEAD[self._version]
+            self._largest[remote] = largest, now + _KNOWN
+        return largest
+
+    def _say_too_large(self, remote: Address, error: InvalidFrameError) -> None:
+        self.too_large += 1
+        if not self._said_too_large:
+            self._said_too_large = True
+            largest, _ = self._largest[remote]
+            print(
+                f"port {self._name}: {error} to {remote.host}; such frames are dropped: set the MTU of the stations to"
+                f" {largest - 14} or less",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def mtu_towards(remote: Address) -> int:
+    """Bytes of the largest IP packet on the way there, as the kernel knows it now."""
+    is_v4 = remote.family == socket.AF_INET
+    with socket.socket(remote.family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((remote.host, remote.port))
+            return probe.getsockopt(*((socket.IPPROTO_IP, _IP_MTU) if is_v4 else (socket.IPPROTO_IPV6, _IPV6_MTU)))
+        except OSError:  # there is no way now
+            return 1500
+
+
+async def open_uplink(options: Options, *, age: float, limit: int) -> Port:
+    """A port for a VXLAN segment. Raises SetupError."""
+    name = f"vxlan{options.vni}"
+    streams: list[UdpStream] = []
+    try:
+        # Without gro: the kernel's VXLAN device sends UDP super-frames over veth as one datagram, with the size of the
+        # inner segments, at which a socket with UDP_GRO would cut the outer datagram.
+        streams.append(await UdpStream((str(options.local), options.port), gro=False).open())
+        while len(streams) <= _SOURCES:
+            streams.append(await _open_sender(str(options.local)))
+    except BaseException:
+        for each in streams:
+            await each.aclose()
+        raise
+    frames = VxlanFrames(options, streams[0], streams[1:], age, limit, name)
+    return Port(name, frames, frames.aclose)
+
+
+async def _open_sender(host: str) -> UdpStream:
+    """A socket with a port from the range for temporary ones, that never lets a datagram be cut on the way."""
+    for remaining in reversed(range(_TRIES)):
+        stream = UdpStream((host, random.randint(_FIRST_SOURCE, _LAST_SOURCE)), read_buffer=1)
+        try:
+            await stream.open()
+        except SetupError:
+            if not remaining:
+                raise
+            continue
+        with socket.socket(fileno=os.dup(stream.fileno())) as sock:
+            if sock.family == socket.AF_INET:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
+            else:
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DO)
+        return stream
+    raise AssertionError
