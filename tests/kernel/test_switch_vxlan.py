@@ -61,7 +61,8 @@ def kernel_vxlan(machine: Machine, *remotes: Machine, mtu: int = 1400, vni: int 
     """The kernel's device, with the address 10.50.0.N."""
     first, *others = remotes
     kind = ["type", "vxlan", "id", str(vni), "local", machine.address, "remote", first.address, "dstport", "4789"]
-    ip("-n", machine.netns, "link", "add", "over0", "mtu", str(mtu), *kind, "dev", "under0")
+    mac = f"02:00:00:00:40:{machine.number:02x}"  # the same when it comes back
+    ip("-n", machine.netns, "link", "add", "over0", "address", mac, "mtu", str(mtu), *kind, "dev", "under0")
     for each in others:
         fdb = ["fdb", "append", "00:00:00:00:00:00", "dst", each.address, "dev", "over0"]
         subprocess.run(["bridge", "-n", machine.netns, *fdb], check=True)
