@@ -35,7 +35,8 @@ async def run(options: argparse.Namespace) -> int:
         for name in options.ports:
             await switch.add(name, capture=captures.get(name))
         for uplink in options.vxlan:
-            await switch.plug(await open_uplink(uplink, age=options.age, limit=options.limit))
+            port = await open_uplink(uplink, age=options.age, limit=options.limit)
+            await switch.plug(port, captures.get(port.name))
         print("ready:", *options.ports, *(f"vxlan{uplink.vni}" for uplink in options.vxlan), flush=True)
         try:
             await switch.ended
@@ -154,8 +155,9 @@ def main() -> int:
         parser.error("--age: at least 0; --limit: at least 1")
     if options.hold < 0 or (options.flood_limit is not None and options.flood_limit < 1):
         parser.error("--hold: at least 0; --flood-limit: at least 1")
+    uplinks = [f"vxlan{uplink.vni}" for uplink in options.vxlan]
     for name, _ in options.capture:
-        if name not in options.ports:
+        if name not in (*options.ports, *uplinks):
             parser.error(f"--capture: {name!r} is not one of the ports")
     try:
         status = asyncio.run(run(options))

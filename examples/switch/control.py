@@ -151,9 +151,9 @@ class Control:
             "moved": core.table.moved,
             "evicted": core.table.evicted,
             "uplinks": {
-                port.name: port.frames.counts()
+                port.name: port.stream.counts()
                 for port in self._switch.ports.values()
-                if isinstance(port.frames, VxlanFrames)
+                if isinstance(port.stream, VxlanFrames)
             },
         }
 

@@ -51,7 +51,8 @@ class Port:
 
     def __init__(self, name: str, frames: Frames, close: Callable[[], Awaitable[object]]) -> None:
         self.name = name
-        self.frames = frames
+        #: What it is made of, and the same with a capture around it if there is one.
+        self.stream = self.frames = frames
         self._close = close
         self._offered = 0
         self._capture: Capture | None = None

@@ -10,10 +10,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ..pcapng import read
 from .support import ip, link, named_netns
 from .test_switch import PORT, Example, inside, iperf, iperf_server, socket_in
 from .test_switch_stations import until
@@ -188,8 +190,10 @@ def test_three_machines_and_one_that_goes_away_and_comes_back() -> None:
             assert example.idle_share() < 0.1
 
 
-def test_strangers_are_dropped_and_counted() -> None:
-    with machines(3, 4) as (here, there, stranger), switch(here, there) as example:
+def test_strangers_are_dropped_and_counted(tmp_path: Path) -> None:
+    capture = tmp_path / "uplink.pcapng"
+    options = ["--capture", f"vxlan{VNI}={capture}"]
+    with machines(3, 4) as (here, there, stranger), switch(here, there, options=options) as example:
         frame = b"\xff" * 6 + bytes.fromhex("020000000009") + b"\x88\xb5" + bytes(46)
         good = bytes.fromhex("0800000000002a00")
         peer = socket_in(there.netns, socket.AF_INET, socket.SOCK_DGRAM)
@@ -216,6 +220,9 @@ def test_strangers_are_dropped_and_counted() -> None:
         assert uplink_of(example)["in"] == 1
         counts = example.ask("stats")["uplinks"][f"vxlan{VNI}"]
         assert (counts["strangers"], counts["malformed"], counts["other_vnis"]) == (1, 5, 1)
+        example.process.terminate()
+        assert example.wait()[0] == 0
+        assert read(capture).data(1) == [frame]
 
 
 def test_flows_have_source_ports_of_their_own() -> None:
