@@ -14,7 +14,7 @@ from aiotuntap.udp import Address, UdpStream
 from .core import header_of
 from .ports import Port, merged
 from .table import Table, stations
-from .vxlan import HEADER_SIZE, OVERHEAD, Options, as_sent, fit, flow_hash, header, vni_of
+from .vxlan import HEADER_SIZE, OVERHEAD, Joiner, Options, as_sent, fit, flow_hash, header, joined, vni_of
 
 #: Source ports, so that the way, and the other side's processors, can tell inner flows apart.
 _SOURCES = 8
@@ -23,6 +23,9 @@ _TRIES = 20
 
 #: Seconds for which the MTU of a way is taken for known.
 _KNOWN = 5.0
+
+#: Addresses of remotes that are remembered with their ports.
+_MOST_KNOWN = 4096
 
 # <linux/in.h> and <linux/in6.h>
 _IP_MTU_DISCOVER, _IP_MTU, _IPV6_MTU_DISCOVER, _IPV6_MTU, _PMTUDISC_DO = 10, 14, 23, 24, 2
@@ -42,6 +45,9 @@ class VxlanFrames:
         self._name = name
         self.remotes = [Address((str(remote), options.port)) for remote in options.remotes]
         self._by_host = {remote.host: remote for remote in self.remotes}
+        #: The same by addresses with their ports.
+        self._known: dict[Address, Address] = {}
+        self._joiner = Joiner(options.vni)
         #: Where each station was heard.
         self.table: Table[Address] = Table(age, limit)
         #: Bytes of the largest frame to each remote, and until when that holds.
@@ -55,14 +61,14 @@ class VxlanFrames:
 
     @property
     def stats(self) -> Stats:
-        dropped = self.strangers + self.others + self.malformed
+        dropped = self.strangers + self.others + self.malformed + self._joiner.lost
         return Stats(self._read, self._written, self._refused, dropped)
 
     def counts(self) -> dict[str, int]:
         """What was dropped, and why."""
         return {
             "strangers": self.strangers,
-            "malformed": self.malformed,
+            "malformed": self.malformed + self._joiner.lost,
             "other_vnis": self.others,
             "too_large": self.too_large,
         }
@@ -72,24 +78,39 @@ class VxlanFrames:
         while True:
             datagrams = await self._receiver.read_datagrams()
             now = time.monotonic()
-            frames = []
+            frames, super_frames = [], []
             for datagram, address in datagrams:
-                remote = self._by_host.get(address.host)
+                remote = self._known.get(address) or self._remote_of(address)
                 if remote is None:
                     self.strangers += 1
                     continue
+                whole = self._joiner.feed(datagram, address)
+                if whole is None:
+                    continue
+                datagram, size = whole
                 vni = vni_of(datagram)
                 if vni != self._vni:
                     self.malformed += vni is None
                     self.others += vni is not None
                     continue
-                frame = datagram[HEADER_SIZE:]
-                self.table.learn(stations(frame[:16])[1], remote, now)
-                frames.append(frame)
-            if frames:
-                self._read += len(frames)
+                self.table.learn(stations(datagram[HEADER_SIZE : HEADER_SIZE + 16])[1], remote, now)
+                if size:
+                    super_frames.append(joined(datagram, size))
+                else:
+                    frames.append(datagram[HEADER_SIZE:])
+            if frames or super_frames:
+                self._read += len(frames) + len(super_frames)
                 largest = min(self._largest_to(remote, now) for remote in self.remotes)
-                return [frame if frame[0] else as_sent(frame, largest) for frame in merged(frames)]
+                return [frame if frame[0] else as_sent(frame, largest) for frame in merged(frames)] + super_frames
+
+    def _remote_of(self, address: Address) -> Address | None:
+        """The remote that a datagram is from, whatever its port; remembered, for a while."""
+        remote = self._by_host.get(address.host)
+        if remote is not None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[address] = remote
+        return remote
 
     async def write_frames(self, frames: list[bytes]) -> None:
         """Sends each frame to the remote that has its station, or to all of them."""
@@ -178,9 +199,7 @@ async def open_uplink(options: Options, *, age: float, limit: int) -> Port:
     name = f"vxlan{options.vni}"
     streams: list[UdpStream] = []
     try:
-        # Without gro: the kernel's VXLAN device sends UDP super-frames over veth as one datagram, with the size of the
-        # inner segments, at which a socket with UDP_GRO would cut the outer datagram.
-        streams.append(await UdpStream((str(options.local), options.port), gro=False).open())
+        streams.append(await UdpStream((str(options.local), options.port)).open())
         while len(streams) <= _SOURCES:
             streams.append(await _open_sender(str(options.local)))
     except BaseException:

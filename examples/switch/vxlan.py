@@ -7,6 +7,7 @@ network card may do with them; anything else that is too large is reported.
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Self
@@ -68,6 +69,66 @@ def vni_of(datagram: bytes) -> int | None:
     if len(datagram) < HEADER_SIZE + _ETHERNET or not datagram[0] & _VALID_VNI:
         return None
     return int.from_bytes(datagram[4:7])
+
+
+class Joiner:
+    """Puts together again what a socket with UDP_GRO took apart.
+
+    Over veth, the kernel's VXLAN device hands a super-frame of UDP over as one datagram, with the size of the segments
+    within. That is what the socket then cuts the outer datagram into: only the first piece has a VXLAN header, and its
+    packet goes on in those behind it, which follow at once.
+    """
+
+    def __init__(self, vni: int) -> None:
+        self._header = header(vni)
+        self._pieces: list[bytes] = []
+        self._from: object = None
+        self._missing = 0
+        #: Datagrams that ended before their packet did, and did not go on.
+        self.lost = 0
+
+    def feed(self, datagram: bytes, source: object) -> tuple[bytes, int] | None:
+        """A whole datagram, and the size of the segments within or 0; None while the rest of it is still to come."""
+        if self._continues(datagram, source):
+            self._pieces.append(datagram)
+            self._missing -= len(datagram)
+            return None if self._missing else (b"".join(self._pieces), len(self._pieces[0]))
+        if self._missing:
+            self.lost += 1
+        self._missing = missing_of(datagram) if datagram.startswith(self._header) else 0
+        if not self._missing:
+            return datagram, 0
+        self._pieces, self._from = [datagram], source
+        return None
+
+    def _continues(self, datagram: bytes, source: object) -> bool:
+        """Whether it can be the next piece of what was begun: as large as the first one, unless it is the last."""
+        if not self._missing or source != self._from or datagram.startswith(self._header):
+            return False
+        return len(datagram) == min(len(self._pieces[0]), self._missing)
+
+
+def missing_of(datagram: bytes) -> int:
+    """Bytes that the UDP packet within has, by its IP header, and the datagram has not."""
+    frame = bytes(_VNET - HEADER_SIZE) + datagram  # the VXLAN header stands where a virtio_net_hdr would
+    at = _VNET + ether_type_at(frame)
+    kind, network = frame[at : at + 2], at + 2
+    if kind == b"\x08\x00" and len(frame) >= network + 20 and frame[network + 9] == _UDP:
+        end = network + int.from_bytes(frame[network + 2 : network + 4])
+    elif kind == b"\x86\xdd" and len(frame) >= network + 40 and frame[network + 6] == _UDP:
+        end = network + 40 + int.from_bytes(frame[network + 4 : network + 6])
+    else:
+        return 0
+    return max(0, end - len(frame))
+
+
+def joined(datagram: bytes, size: int) -> bytes:
+    """The UDP super-frame in a datagram of `Joiner`, with its virtio_net_hdr."""
+    frame = with_unfinished(bytes(_VNET) + datagram[HEADER_SIZE:])
+    start = int.from_bytes(frame[6:8], sys.byteorder)
+    if not frame[0]:
+        return frame
+    return VnetHeader(VnetHeader.NEEDS_CSUM, VnetHeader.GSO_UDP_L4, start + 8, size, start, 6).pack() + frame[_VNET:]
 
 
 def flow_hash(frame: bytes) -> int:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from switch.ports import plain
-from switch.vxlan import Options, as_sent, fit, flow_hash, header, vni_of, with_unfinished
+from switch.vxlan import Joiner, Options, as_sent, fit, flow_hash, header, joined, vni_of, with_unfinished
 
 from aiotuntap import InvalidFrameError, Mode
 
@@ -155,3 +155,36 @@ def test_hostile_frames_fit_or_are_refused(
     except InvalidFrameError:
         return
     assert all(len(each) <= 1450 for each in found)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_gro_took_apart_is_put_together_again(version: int) -> None:
+    packet = Packet(mode=Mode.TAP, version=version, protocol=17, payload=bytes(range(250)) * 21)
+    datagram = header(7) + packet.build(partial=True)
+    pieces = [datagram[at : at + 1000] for at in range(0, len(datagram), 1000)]
+    joiner = Joiner(7)
+    for _ in range(2):
+        assert [joiner.feed(piece, "remote") for piece in pieces] == [None] * (len(pieces) - 1) + [(datagram, 1000)]
+    assert joined(datagram, 1000) == packet.super_frame(1000)
+    whole = header(7) + packet.build()
+    assert joiner.feed(whole, "remote") == (whole, 0)
+
+
+def test_a_packet_that_was_cut_off_swallows_nothing_else() -> None:
+    packet = Packet(mode=Mode.TAP, protocol=17, payload=bytes(3000))
+    datagram, other = header(7) + packet.build(partial=True), header(7) + Packet(mode=Mode.TAP).build()
+    joiner = Joiner(7)
+    assert joiner.feed(datagram[:1000], "remote") is None
+    assert joiner.feed(other, "remote") == (other, 0)
+    assert joiner.feed(datagram[:1000], "remote") is None
+    assert joiner.feed(datagram[1000:2000], "another") == (datagram[1000:2000], 0)
+    assert joiner.feed(datagram[:1000], "remote") is None
+    assert joiner.feed(datagram[1000:2500], "remote") == (datagram[1000:2500], 0), "larger than the first"
+    assert joiner.lost == 3
+
+
+@given(st.lists(st.tuples(st.binary(max_size=120) | st.binary(max_size=100).map(header(7).__add__), st.integers(0, 1))))
+def test_any_datagrams_come_out_once_at_most(datagrams: list[tuple[bytes, int]]) -> None:
+    joiner = Joiner(7)
+    found = [each for datagram, source in datagrams if (each := joiner.feed(datagram, source)) is not None]
+    assert sum(len(each) for each, _ in found) <= sum(len(each) for each, _ in datagrams)
