@@ -1,0 +1,1 @@
+"""Programs built on aiotuntap, each to be read and run."""
