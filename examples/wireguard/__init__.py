@@ -1,1 +1,1 @@
-"""WireGuard in Python, driven by ``wg`` and ``wg-quick``: a proof of what aiotuntap can carry, not audited."""
+"""WireGuard in user space over aiotuntap: a drop-in for wireguard-go. See README.md."""
