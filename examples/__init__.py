@@ -1,1 +1,0 @@
-"""Programs built on aiotuntap, each to be read and run."""
