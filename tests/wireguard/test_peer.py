@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from wireguard.drops import Drops
@@ -19,7 +20,7 @@ def lost(datagram: bytes) -> Fate:
     return []
 
 
-def from_node(world: World, node: Node) -> list[tuple[float, int, int]]:
+def from_node(world: World, node: Node) -> list[tuple[Any, int, int]]:
     """What *node* sent: seconds after the start, type, size."""
     return [(when - 1000, each[0], len(each)) for when, source, _, each in world.sent if source == node.where]
 
@@ -352,7 +353,7 @@ def test_all_keys_are_forgotten_after_nine_minutes() -> None:
     world.run(2)
     for node, other in ((a, b), (b, a)):
         peer = node.peer(other)
-        assert peer._previous is peer._current is peer._next is peer._handshake is None
+        assert not any((peer._previous, peer._current, peer._next, peer._handshake))
         assert node.device.receivers == {}
         assert node.device.next_deadline() is None
 
