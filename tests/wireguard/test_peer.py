@@ -212,6 +212,28 @@ def test_a_peer_whose_key_is_of_low_order_is_tried_in_vain() -> None:
     assert "low order" in a.lines[-1]
 
 
+@pytest.mark.parametrize("occasion", ["a handshake is tried again", "silence after data"])
+def test_who_does_not_answer_is_tried_without_our_own_address(occasion: str) -> None:
+    """It may not be ours any more."""
+    world, a, b = connect()
+    a.device.without_local = lambda address: address[:2]
+    if occasion == "silence after data":
+        a.peer(b).endpoint = (*b.where, "192.0.2.1")
+        world.fate = lost
+        a.send(PING)
+        world.run(14)
+        assert a.peer(b).endpoint == (*b.where, "192.0.2.1")
+        world.run(2)
+    else:
+        world.run(200)
+        a.peer(b).endpoint = (*b.where, "192.0.2.1")
+        world.sent.clear()
+        a.send(PING)
+        world.run(6)
+        assert [target for _, _, target, _ in world.sent][:2] == [(*b.where, "192.0.2.1"), b.where]
+    assert a.peer(b).endpoint == b.where
+
+
 # -- keepalives --------------------------------------------------------------------------------------------------------
 
 
