@@ -9,7 +9,7 @@ import errno
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from .device import Device
 from .peer import Peer
@@ -118,13 +118,9 @@ def _parse_peer(peer: PeerChange, key: str, value: str) -> None:
 
 
 def apply(changes: Changes, device: Device) -> None:
-    """Makes the changes. The listening port and the mark belong to whoever has the socket, and are only noted here."""
+    """Makes all changes but those of the listening port and the mark, which are for whoever has the socket."""
     if changes.private_key is not None:
         device.private_key = None if changes.private_key == NO_KEY else changes.private_key
-    if changes.listen_port is not None:
-        device.listen_port = changes.listen_port
-    if changes.fwmark is not None:
-        device.fwmark = changes.fwmark
     if changes.replace_peers:
         for public_key in list(device.peers):
             device.remove_peer(public_key)
@@ -202,7 +198,7 @@ def parse_endpoint(text: str) -> Endpoint:
     return str(address), _number("port of an endpoint", port, 0xFFFF)
 
 
-def format_endpoint(endpoint: Endpoint) -> str:
+def format_endpoint(endpoint: Any) -> str:
     host, port = endpoint
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
