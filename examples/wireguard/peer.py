@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import math
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 from . import cookie, cryptokey
 from .drops import Drops
@@ -35,8 +35,8 @@ from .timers import (
     Schedule,
 )
 
-#: What the UDP socket gives for where a datagram came from. It is passed back unchanged.
-Address: TypeAlias = Hashable
+#: What the UDP socket gives for where a datagram came from: anything that is hashable. It is passed back unchanged.
+Address: TypeAlias = Any
 #: Datagrams to send, in this order: runs to one address, for one call of the socket each.
 Sends: TypeAlias = list[tuple[Address, list[bytes]]]
 

@@ -7,14 +7,13 @@ import contextlib
 import errno
 import logging
 import math
-import os
 import socket
 import time
 from functools import partial
 from typing import NoReturn
 
-from aiotuntap import AsyncTuntap, InvalidFrameError, Link, LinkDownError, QueueClosedError
-from aiotuntap.udp import UdpStream
+from aiotuntap import AsyncTuntap, InvalidFrameError, Link, LinkDownError, QueueClosedError, SetupError
+from aiotuntap.udp import Address, UdpStream
 
 from .device import Device
 from .peer import Sends
@@ -80,8 +79,8 @@ class Tunnel:
     async def _send(self, sends: Sends) -> None:
         if self._udp is not None:
             for address, datagrams in sends:
-                # Closed meanwhile, or no way to that address now: lost, and sent again by whoever needs it.
-                with contextlib.suppress(QueueClosedError, OSError):
+                # No way to that address now, or closed meanwhile: lost, and sent again by whoever needs it.
+                with contextlib.suppress(InvalidFrameError, LinkDownError, QueueClosedError):
                     await self._udp.write_datagrams(datagrams, address)
         self._look_at_timers()
 
@@ -139,7 +138,7 @@ class Tunnel:
         """
         async with self._changing:
             if changes.fwmark is not None:
-                self._mark(changes.fwmark)
+                await self._mark(changes.fwmark)
             port = changes.listen_port
             if self._up and ((port is not None and port != self._device.listen_port) or self._udp is None):
                 await self._bind(self._device.listen_port if port is None else port)
@@ -152,10 +151,10 @@ class Tunnel:
         """Listens on a port instead of the one before; 0 lets the kernel choose."""
         try:
             udp = await UdpStream(f":{port}", mark=self._device.fwmark or None).open()
-        except OSError as error:
-            raise UapiError(error.errno or errno.EIO, f"cannot listen on port {port}: {error.strerror}") from error
+        except SetupError as error:
+            raise _refused(error) from error
         await self._unbind()
-        self._udp, self._device.listen_port = udp, udp.local[1]
+        self._udp, self._device.listen_port = udp, udp.local.port
         self._tasks.create_task(self._inwards(udp))
 
     async def _unbind(self) -> None:
@@ -163,11 +162,20 @@ class Tunnel:
         if udp is not None:
             await udp.aclose()
 
-    def _mark(self, mark: int) -> None:
+    async def _mark(self, mark: int) -> None:
         if self._udp is not None and mark != self._device.fwmark:
             try:
-                with socket.socket(fileno=os.dup(self._udp.fileno())) as same:
-                    same.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-            except OSError as error:
-                raise UapiError(error.errno or errno.EIO, f"cannot set the mark {mark}: {error.strerror}") from error
+                await self._udp.set_mark(mark)
+            except SetupError as error:
+                raise _refused(error) from error
         self._device.fwmark = mark
+
+
+def source(address: Address) -> tuple[bytes, bytes]:
+    """For a Device: whom the rate of handshakes is limited for, which is a whole /64 of IPv6, and the whole address."""
+    whole = address.remote
+    return whole[4:8] if whole.family is socket.AF_INET else whole[8:16], whole
+
+
+def _refused(error: SetupError) -> UapiError:
+    return UapiError(error.errno or errno.EIO, str(error.strerror))

@@ -8,16 +8,15 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Any, TypeAlias
+from ipaddress import ip_network
+
+from aiotuntap.udp import Address
 
 from .device import Device
 from .peer import Peer
 from .routes import Network
 
-KEY_SIZE = 32
-NO_KEY = bytes(KEY_SIZE)
-Endpoint: TypeAlias = tuple[str, int]
+_KEY_SIZE = 32
 
 
 class UapiError(Exception):
@@ -37,7 +36,7 @@ class PeerChange:
     #: Only if the peer is there already.
     update_only: bool = False
     preshared_key: bytes | None = None
-    endpoint: Endpoint | None = None
+    endpoint: Address | None = None
     persistent_keepalive: int | None = None
     replace_allowed_ips: bool = False
     #: In this order, each with whether it is added or removed.
@@ -101,7 +100,7 @@ def _parse_peer(peer: PeerChange, key: str, value: str) -> None:
         case "preshared_key":
             peer.preshared_key = _key(value)
         case "endpoint":
-            peer.endpoint = parse_endpoint(value)
+            peer.endpoint = _endpoint(value)
         case "persistent_keepalive_interval":
             peer.persistent_keepalive = _number(key, value, 0xFFFF)
         case "replace_allowed_ips":
@@ -120,7 +119,7 @@ def _parse_peer(peer: PeerChange, key: str, value: str) -> None:
 def apply(changes: Changes, device: Device) -> None:
     """Makes all changes but those of the listening port and the mark, which are for whoever has the socket."""
     if changes.private_key is not None:
-        device.private_key = None if changes.private_key == NO_KEY else changes.private_key
+        device.private_key = changes.private_key
     if changes.replace_peers:
         for public_key in list(device.peers):
             device.remove_peer(public_key)
@@ -148,10 +147,7 @@ def _apply_to_peer(change: PeerChange, device: Device) -> None:
         else:
             device.routes.remove(network, peer)
     if change.persistent_keepalive is not None:
-        turned_on = change.persistent_keepalive and not peer.persistent_keepalive
         peer.persistent_keepalive = change.persistent_keepalive
-        if turned_on:
-            peer.send_keepalive()
 
 
 def describe(device: Device) -> Iterator[str]:
@@ -171,7 +167,7 @@ def _describe_peer(peer: Peer, device: Device) -> Iterator[str]:
     yield f"preshared_key={peer.preshared_key.hex()}"
     yield "protocol_version=1"
     if peer.endpoint is not None:
-        yield f"endpoint={format_endpoint(peer.endpoint)}"
+        yield f"endpoint={peer.endpoint}"
     seconds, nanoseconds = divmod(peer.last_handshake, 10**9)
     yield f"last_handshake_time_sec={seconds}"
     yield f"last_handshake_time_nsec={nanoseconds}"
@@ -185,29 +181,18 @@ def _describe_peer(peer: Peer, device: Device) -> Iterator[str]:
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
-def parse_endpoint(text: str) -> Endpoint:
-    """Host and port of ``192.0.2.1:51820`` or ``[2001:db8::1]:51820``."""
-    host, colon, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
+def _endpoint(text: str) -> Address:
     try:
-        address = ip_address(host[1:-1] if bracketed else host)
-    except ValueError:
-        address = None
-    if not colon or not isinstance(address, IPv6Address if bracketed else IPv4Address):
-        raise UapiError(errno.EINVAL, f"endpoint must be ADDRESS:PORT or [ADDRESS]:PORT, not {text!r}")
-    return str(address), _number("port of an endpoint", port, 0xFFFF)
-
-
-def format_endpoint(endpoint: Any) -> str:
-    host, port = endpoint
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return Address(text)
+    except ValueError as error:
+        raise UapiError(errno.EINVAL, f"endpoint: {error}") from error
 
 
 def _key(text: str) -> bytes:
     # bytes.fromhex() would also take spaces.
-    if len(text) == 2 * KEY_SIZE and not text.strip("0123456789abcdefABCDEF"):
+    if len(text) == 2 * _KEY_SIZE and not text.strip("0123456789abcdefABCDEF"):
         return bytes.fromhex(text)
-    raise UapiError(errno.EINVAL, f"a key must be {2 * KEY_SIZE} hexadecimal digits, not {len(text)} characters")
+    raise UapiError(errno.EINVAL, f"a key must be {2 * _KEY_SIZE} hexadecimal digits, not {len(text)} characters")
 
 
 def _number(key: str, text: str, largest: int) -> int:
