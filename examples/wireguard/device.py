@@ -42,6 +42,7 @@ class Device:
         rng: Callable[[int], bytes] = os.urandom,
         wall_clock: Callable[[], int] = time.time_ns,
         source: Callable[[Address], tuple[bytes, bytes]] | None = None,
+        without_local: Callable[[Address], Address] | None = None,
         log: Callable[[str], None] | None = None,
     ) -> None:
         """A device without a key and without peers.
@@ -52,6 +53,8 @@ class Device:
             wall_clock: nanoseconds since the epoch, for the timestamps of handshakes.
             source: of an address, as bytes: the host that rates are limited for, and all that a cookie is bound to,
                 which is host and port. Unless given, an address is a tuple that begins with the host.
+            without_local: of an address, the same without our own address in it, if it has one. A peer that does not
+                answer is tried there.
             log: gets a line for each rare event: handshakes with peers, keys removed. What strangers send makes none.
         """
         #: Peers by public key. To read: add_peer and remove_peer change it.
@@ -66,6 +69,7 @@ class Device:
         self.now = now
         self.rng = rng
         self.wall_clock = wall_clock
+        self.without_local = without_local or _unchanged
         self.log = log or _ignore
         #: What follows is for peers.
         self.running = False
@@ -259,6 +263,10 @@ def _source(address: Address) -> tuple[bytes, bytes]:
             f"an address is a tuple that begins with the host, or Device(source=…) is given; not {address!r}"
         )
     return repr(address[0]).encode(), repr(address).encode()
+
+
+def _unchanged(address: Address) -> Address:
+    return address
 
 
 def _ignore(line: str) -> None:

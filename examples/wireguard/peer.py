@@ -63,6 +63,8 @@ class Host(Protocol):
     def rng(self) -> Callable[[int], bytes]: ...
     @property
     def wall_clock(self) -> Callable[[], int]: ...
+    @property
+    def without_local(self) -> Callable[[Address], Address]: ...
     def log(self, line: str, /) -> None: ...
 
 
@@ -363,6 +365,7 @@ class Peer:
     def _on_retransmit(self, now: float) -> None:
         if self._attempts <= MAX_RETRIES:
             self._attempts += 1
+            self._forget_local()
             self._initiate(now, is_retry=True)
             return
         self._host.log(f"{self} - Handshake did not complete after {MAX_RETRIES + 2} attempts, giving up")
@@ -379,6 +382,7 @@ class Peer:
 
     def _on_new_handshake(self, now: float) -> None:
         self._host.log(f"{self} - Beginning a handshake because nothing came back")
+        self._forget_local()
         self._initiate(now)
 
     def _on_forget(self, now: float) -> None:
@@ -463,6 +467,11 @@ class Peer:
             return
         self.tx_bytes += sum(map(len, datagrams))
         self._host.outbox.append((self._endpoint, datagrams))
+
+    def _forget_local(self) -> None:
+        """Our own address that the peer wrote to may be the reason why nothing comes back."""
+        if self._endpoint is not None:
+            self._endpoint = self._host.without_local(self._endpoint)
 
     def _shared(self) -> bytes:
         if self._static_shared is None:

@@ -20,7 +20,7 @@ WINDOW = 8192
 
 _header = struct.Struct("<8sQ").pack
 _nonce = struct.Struct("<4xQ").pack
-_counter = struct.Struct("<Q").unpack_from
+_counter_of = struct.Struct("<8xQ").unpack_from
 
 
 class ReplayWindow:
@@ -33,23 +33,35 @@ class ReplayWindow:
         self._seen = bytearray(WINDOW)
 
     def accept(self, counter: int) -> bool:
-        """Whether *counter* is new, and from now on it is not."""
-        seen, newest = self._seen, self._newest
-        if counter > newest:
-            if counter != newest + 1:
-                self._forget(newest + 1, min(counter - newest - 1, WINDOW))
-            self._newest = counter
-        elif counter <= newest - WINDOW or seen[counter % WINDOW]:
+        """Whether *counter* is new and not beyond the last; from now on it is not new."""
+        newest = self._newest
+        if counter >= REJECT_AFTER_MESSAGES:
             return False
-        seen[counter % WINDOW] = 1
+        if counter > newest:
+            # In the places of those that were skipped are older ones.
+            self._fill(newest + 1, counter, b"\0")
+            self._newest = counter
+        elif counter <= newest - WINDOW or self._seen[counter % WINDOW]:
+            return False
+        self._seen[counter % WINDOW] = 1
         return True
 
-    def _forget(self, first: int, count: int) -> None:
-        """The counters from *first* on were skipped: in their places are older ones."""
+    def accept_next(self, counters: list[int]) -> bool:
+        """Accepts *counters* if they are the next ones and without a gap, as they are in most batches."""
+        first = self._newest + 1
+        end = first + len(counters)
+        if end > REJECT_AFTER_MESSAGES or counters != list(range(first, end)):
+            return False
+        self._fill(first, end, b"\1")
+        self._newest = end - 1
+        return True
+
+    def _fill(self, first: int, end: int, value: bytes) -> None:
+        count = min(end - first, WINDOW)
         start = first % WINDOW
-        end = min(start + count, WINDOW)
-        self._seen[start:end] = bytes(end - start)
-        self._seen[: count - (end - start)] = bytes(count - (end - start))
+        before_the_turn = min(count, WINDOW - start)
+        self._seen[start : start + before_the_turn] = value * before_the_turn
+        self._seen[: count - before_the_turn] = value * (count - before_the_turn)
 
 
 class Session:
@@ -105,22 +117,25 @@ class Session:
 
         What is too short, does not authenticate or was received before is left out and counted in *drops*.
         """
-        decrypt, accept, counter_in = self._decrypt, self._window.accept, _counter
-        packets = []
+        decrypt, counter_of, nonce = self._decrypt, _counter_of, _nonce
+        packets: list[bytes] = []
+        counters: list[int] = []
         for datagram in datagrams:
-            if len(datagram) < KEEPALIVE_SIZE:
-                drops.malformed += 1
-                continue
-            (counter,) = counter_in(datagram, 8)
             try:
-                packet = decrypt(b"\0\0\0\0" + datagram[8:16], datagram[16:], None)
-            except InvalidTag:
-                drops.forged += 1
-                continue
-            if counter >= REJECT_AFTER_MESSAGES or not accept(counter):
-                drops.replayed += 1
+                (counter,) = counter_of(datagram)
+                packet = decrypt(nonce(counter), datagram[16:], None)
+            except (InvalidTag, struct.error):
+                if len(datagram) < KEEPALIVE_SIZE:
+                    drops.malformed += 1
+                else:
+                    drops.forged += 1
                 continue
             packets.append(packet)
+            counters.append(counter)
+        if not self._window.accept_next(counters):
+            authentic = len(packets)
+            packets = [each for counter, each in zip(counters, packets, strict=True) if self._window.accept(counter)]
+            drops.replayed += authentic - len(packets)
         return packets
 
 

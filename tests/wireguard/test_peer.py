@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from wireguard.drops import Drops
@@ -19,7 +20,7 @@ def lost(datagram: bytes) -> Fate:
     return []
 
 
-def from_node(world: World, node: Node) -> list[tuple[float, int, int]]:
+def from_node(world: World, node: Node) -> list[tuple[Any, int, int]]:
     """What *node* sent: seconds after the start, type, size."""
     return [(when - 1000, each[0], len(each)) for when, source, _, each in world.sent if source == node.where]
 
@@ -211,6 +212,28 @@ def test_a_peer_whose_key_is_of_low_order_is_tried_in_vain() -> None:
     assert "low order" in a.lines[-1]
 
 
+@pytest.mark.parametrize("occasion", ["a handshake is tried again", "silence after data"])
+def test_who_does_not_answer_is_tried_without_our_own_address(occasion: str) -> None:
+    """It may not be ours any more."""
+    world, a, b = connect()
+    a.device.without_local = lambda address: address[:2]
+    if occasion == "silence after data":
+        a.peer(b).endpoint = (*b.where, "192.0.2.1")
+        world.fate = lost
+        a.send(PING)
+        world.run(14)
+        assert a.peer(b).endpoint == (*b.where, "192.0.2.1")
+        world.run(2)
+    else:
+        world.run(200)
+        a.peer(b).endpoint = (*b.where, "192.0.2.1")
+        world.sent.clear()
+        a.send(PING)
+        world.run(6)
+        assert [target for _, _, target, _ in world.sent][:2] == [(*b.where, "192.0.2.1"), b.where]
+    assert a.peer(b).endpoint == b.where
+
+
 # -- keepalives --------------------------------------------------------------------------------------------------------
 
 
@@ -352,7 +375,7 @@ def test_all_keys_are_forgotten_after_nine_minutes() -> None:
     world.run(2)
     for node, other in ((a, b), (b, a)):
         peer = node.peer(other)
-        assert peer._previous is peer._current is peer._next is peer._handshake is None
+        assert not any((peer._previous, peer._current, peer._next, peer._handshake))
         assert node.device.receivers == {}
         assert node.device.next_deadline() is None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from wireguard.drops import Drops
 from wireguard.noise import Keys
@@ -28,12 +28,13 @@ class Model:
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
+        self.newest = -1
 
     def accept(self, counter: int) -> bool:
-        newest = max(self.seen, default=-1)
-        if counter in self.seen or counter <= newest - WINDOW:
+        if counter in self.seen or counter <= self.newest - WINDOW:
             return False
         self.seen.add(counter)
+        self.newest = max(self.newest, counter)
         return True
 
 
@@ -59,6 +60,31 @@ def test_the_window_moves_by_steps_of_any_size(steps: list[int], counter: int) -
     window, model = ReplayWindow(), Model()
     for step in steps:
         counter = max(0, counter + step)
+        assert window.accept(counter) == model.accept(counter)
+
+
+batch = st.builds(
+    lambda first, sizes: [first + each for each in sizes],
+    st.integers(0, 3 * WINDOW),
+    st.one_of(st.integers(0, WINDOW + 5).map(range), st.lists(st.integers(0, 10), max_size=10)),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(batch, st.integers(0, 300)), max_size=8))
+def test_batches_that_follow_are_accepted_at_once_and_others_one_by_one(batches: list[list[int] | int]) -> None:
+    window, model = ReplayWindow(), Model()
+    for counters in batches:
+        following = list(
+            range(model.newest + 1, model.newest + 1 + (counters if isinstance(counters, int) else len(counters)))
+        )
+        if isinstance(counters, int):
+            counters = following
+        at_once = window.accept_next(counters)
+        assert at_once == (counters == following)
+        for counter in counters:
+            assert model.accept(counter) == (at_once or window.accept(counter))
+    for counter in range(max(0, model.newest - WINDOW - 2), model.newest + 1):
         assert window.accept(counter) == model.accept(counter)
 
 
@@ -150,6 +176,14 @@ def test_noise_is_dropped(noise: bytes) -> None:
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_counters_are_accepted_and_those_beyond_are_not() -> None:
+    window = ReplayWindow()
+    assert window.accept(REJECT_AFTER_MESSAGES - 3)
+    beyond = [REJECT_AFTER_MESSAGES - 2 + each for each in range(3)]
+    assert not window.accept_next(beyond)
+    assert [window.accept(counter) for counter in beyond] == [True, True, False]
 
 
 def test_no_counter_is_used_twice_or_beyond_the_last() -> None:
