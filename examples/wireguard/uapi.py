@@ -63,10 +63,10 @@ def parse(lines: Iterable[str]) -> Changes:
     """
     changes = Changes()
     peer: PeerChange | None = None
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         key, equals, value = line.partition("=")
         if not equals:
-            raise UapiError(errno.EPROTO, f"line must be KEY=VALUE, not {line!r}")
+            raise UapiError(errno.EPROTO, f"each line must be KEY=VALUE, and line {number} is not")  # it may be a key
         if key == "public_key":
             peer = PeerChange(_key(value))
             changes.peers.append(peer)
