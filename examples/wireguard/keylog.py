@@ -32,11 +32,15 @@ class KeyLog:
     def rng(self, size: int) -> bytes:
         random = os.urandom(size)
         if size == _KEY_SIZE and self.device is not None:
+            peers = self.device.peers.values()
             if self.device.private_key is not None:
                 self._write("LOCAL_STATIC_PRIVATE_KEY", self.device.private_key)
+            # Which peer the handshake is with is not known here: it is one of them.
+            for peer in peers:
+                self._write("REMOTE_STATIC_PUBLIC_KEY", peer.public_key)
             self._write("LOCAL_EPHEMERAL_PRIVATE_KEY", random)
-            # They belong to the ephemeral key before them. Which peer's it is for is not known here: it is one of them.
-            for key in {peer.preshared_key for peer in self.device.peers.values()} - {bytes(_KEY_SIZE)}:
+            # These belong to the ephemeral key before them.
+            for key in {peer.preshared_key for peer in peers} - {bytes(_KEY_SIZE)}:
                 self._write("PRESHARED_KEY", key)
             self._file.flush()
         return random

@@ -198,7 +198,7 @@ def test_tshark_reads_what_is_sent(tmp_path: Path) -> None:
     with star("ours", "go") as (first, second):
         first.environment = {"WG_KEYLOGFILE": str(keys)}
         start(first, second)
-        capture = ["tcpdump", "-i", "ve0", "-U", "-w", str(packets), "udp"]
+        capture = ["tcpdump", "--immediate-mode", "-i", "ve0", "-U", "-w", str(packets), "udp"]
         tcpdump = subprocess.Popen(["ip", "netns", "exec", second.netns, *capture], stderr=subprocess.PIPE, text=True)
         try:
             assert tcpdump.stderr is not None
@@ -211,17 +211,28 @@ def test_tshark_reads_what_is_sent(tmp_path: Path) -> None:
         finally:
             tcpdump.terminate()
             tcpdump.communicate()
-        private = first.private
     assert keys.stat().st_mode & 0o777 == 0o600
-    assert f"LOCAL_STATIC_PRIVATE_KEY = {private}" in keys.read_text()
-    fields = ["-e", "wg.type", "-e", "wg.handshake_ok", "-e", "icmp.type", "-e", "icmpv6.type", "-e", "_ws.malformed"]
+    assert f"LOCAL_STATIC_PRIVATE_KEY = {first.private}" in keys.read_text()
+    fields = [
+        "-e",
+        "wg.type",
+        "-e",
+        "wg.static",
+        "-e",
+        "wg.handshake_ok",
+        "-e",
+        "icmp.type",
+        "-e",
+        "icmpv6.type",
+        "-e",
+        "_ws.malformed",
+    ]
     command = ["tshark", "-r", str(packets), "-o", f"wg.keylog_file:{keys}", "-T", "fields", *fields]
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     rows = [line.split("\t") for line in run.stdout.splitlines()]
-    handshakes = [row for row in rows if row[0] in ("1", "2")]
-    assert {row[0] for row in handshakes} == {"1", "2"}
-    assert all(row[1] in ("1", "True") for row in handshakes), handshakes
-    assert sum(row[2] == "8" for row in rows) >= 10, rows
-    assert sum(row[2] == "0" for row in rows) >= 10
-    assert sum(row[3] == "128" for row in rows) >= 10
-    assert not any(row[4] for row in rows)
+    assert ["1", first.public] in [row[:2] for row in rows], rows
+    assert ["2", "", "1"] in [row[:3] for row in rows]
+    assert sum(row[3] == "8" for row in rows) >= 10, rows
+    assert sum(row[3] == "0" for row in rows) >= 10
+    assert sum(row[4] == "128" for row in rows) >= 10
+    assert not any(row[5] for row in rows)
