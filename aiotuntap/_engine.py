@@ -7,12 +7,15 @@ unset takes it if it is there. Both do the same; see the functions in Python for
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from . import _frames
+from . import _datagrams, _frames
+from ._address import Address
+from ._datagrams import Received, Sent
 from ._errors import InvalidFrameError
 from ._offload import coalesce as _coalesce
 from ._offload import segment as _segment
@@ -50,6 +53,8 @@ class Engine:
     segment: Callable[[Buffer, bool, int], list[bytes] | None]
     coalesce: Callable[[Sequence[Frame], bool, int, int], list[bytes] | None]
     merge: Callable[[Sequence[Frame], bool, int, int], list[Merged] | None]
+    receive_batch: Callable[[socket.socket, int, int, Mapping[bytes, Address] | None], Received]
+    send_batch: Callable[[socket.socket, int, int, int, int, Sequence[Frame], bytes | None], Sent]
 
 
 def _python_segment(frame: Buffer, tap: bool, header_size: int) -> list[bytes] | None:
@@ -82,6 +87,8 @@ PYTHON = Engine(
     _python_segment,
     _python_coalesce,
     _python_merge,
+    _datagrams.receive_batch,
+    _datagrams.send_batch,
 )
 
 
@@ -98,7 +105,17 @@ def _load() -> tuple[Engine | None, str]:
         return None, ""
     try:
         # "from . import _native" would report a circular import where there is no such module.
-        from ._native import coalesce, merge, read_batch, read_one, segment, write_batch, write_one
+        from ._native import (
+            coalesce,
+            merge,
+            read_batch,
+            read_one,
+            receive_batch,
+            segment,
+            send_batch,
+            write_batch,
+            write_one,
+        )
     except ImportError as error:
         if WANTED == "1":
             message = (
@@ -106,7 +123,10 @@ def _load() -> tuple[Engine | None, str]:
             )
             raise _cannot_be_imported(message) from error
         return None, str(error)
-    return Engine("C", read_batch, read_one, write_batch, write_one, segment, coalesce, merge), ""
+    engine = Engine(
+        "C", read_batch, read_one, write_batch, write_one, segment, coalesce, merge, receive_batch, send_batch
+    )
+    return engine, ""
 
 
 #: The C engine, and why it cannot be imported.

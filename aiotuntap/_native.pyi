@@ -3,7 +3,10 @@
 Descriptors are non-blocking: a call that blocks would block every thread. TypeError is for wrong calls only.
 """
 
-from collections.abc import Sequence
+import socket
+from collections.abc import Mapping, Sequence
+
+from ._address import Address
 
 #: The SHA-256, in hex, of the C sources that it was made of: of the files ``native/*.[ch]`` one after the other, by name.
 SOURCES: str
@@ -39,3 +42,30 @@ def merge(
     frames: Sequence[object], tap: bool, offload: int, header_size: int, /
 ) -> list[tuple[bytes, list[int], int]] | None:
     """As `coalesce`, with the numbers of the plain frames in each, and the offload that it takes: 0 if it is alone."""
+
+def receive_batch(
+    sock: socket.socket, limit: int, enough: int, addresses: Mapping[bytes, Address] | None, /
+) -> tuple[list[bytes] | list[tuple[bytes, Address]], int, int, int, int]:
+    """Receives messages until the next one may go past *limit* datagrams, there are *enough* bytes, or an error comes.
+
+    Returns:
+        The datagrams, with their senders if *addresses* has these; 0 or the errno; the messages with several
+        datagrams; the datagrams in those; and how many were lost, for lack of memory.
+    """
+
+def send_batch(
+    sock: socket.socket,
+    largest: int,
+    together: int,
+    start: int,
+    most: int,
+    frames: Sequence[object],
+    to: bytes | None,
+    /,
+) -> tuple[int, int, int, int, int]:
+    """Sends up to *most* datagrams, and at most 256, from number *start* on; runs of one size in one message.
+
+    Returns:
+        How many were sent; about those that follow: 0, the errno, or -1, as for `write_batch`; how many there were in
+        the message that was refused; the messages with several datagrams; and the datagrams in those.
+    """

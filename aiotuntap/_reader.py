@@ -13,11 +13,14 @@ import asyncio
 from collections import deque
 from threading import get_ident
 from time import monotonic
-from typing import NoReturn, Self
+from typing import Generic, NoReturn, Self, TypeVar
 
 from ._errors import QueueClosedError
 from ._turns import Turn, turns_of
 from ._types import Owning
+
+#: A frame: bytes, or with what came along.
+T = TypeVar("T")
 
 #: Frames that `read_frames` returns at most unless told otherwise.
 DEFAULT_LIMIT = 128
@@ -25,8 +28,12 @@ DEFAULT_LIMIT = 128
 # … and whatever they are told.
 _MOST = 4096
 
+#: Frames that are kept in user space unless told otherwise: enough to ride out a burst, few enough for a full buffer of
+#: small frames to stay in a processor's cache.
+READ_BUFFER = 256
 
-class FrameReader(Owning):
+
+class FrameReader(Owning, Generic[T]):
     """A bounded buffer of frames with a line of readers in front of it."""
 
     __slots__ = (
@@ -52,7 +59,7 @@ class FrameReader(Owning):
         self._high = high
         self._low = low
         self._batch = min(high, DEFAULT_LIMIT)
-        self._buffer: deque[bytes] = deque()
+        self._buffer: deque[T] = deque()
         #: Futures of those who wait, in the order they asked. One leaves only when its task runs again.
         self._readers: deque[Turn] = deque()
         #: Whether the stream waits for its turn among all streams of the loop.
@@ -112,7 +119,7 @@ class FrameReader(Owning):
 
     # -- for readers ---------------------------------------------------------------------------------------------------
 
-    async def read_frame(self) -> bytes:
+    async def read_frame(self) -> T:
         """Waits for the next frame and returns it: a whole one, headers included as the interface was opened.
 
         Several tasks may read one queue; they are served in the order they asked, each frame to one of them.
@@ -134,7 +141,7 @@ class FrameReader(Owning):
             self._wake_reader()
         return frame
 
-    async def read_frames(self, limit: int = DEFAULT_LIMIT) -> list[bytes]:
+    async def read_frames(self, limit: int = DEFAULT_LIMIT) -> list[T]:
         """Waits for at least one frame and returns all that are there, in order, *limit* at most.
 
         This is the fast way: what one frame costs on top of the system call falls to nearly nothing. With offloads, a
@@ -154,7 +161,7 @@ class FrameReader(Owning):
             is_asked = await self._wait_frames(limit)
         return self._take(limit, is_asked)
 
-    def read_frame_nowait(self) -> bytes:
+    def read_frame_nowait(self) -> T:
         """Returns a frame that is there already, in the buffer or in the kernel.
 
         Raises:
@@ -168,7 +175,7 @@ class FrameReader(Owning):
             self._make_room(1)
         return self._buffer.popleft()
 
-    def read_frames_nowait(self, limit: int = DEFAULT_LIMIT) -> list[bytes]:
+    def read_frames_nowait(self, limit: int = DEFAULT_LIMIT) -> list[T]:
         """Returns the frames that are there already, in the buffer or in the kernel: at least one, *limit* at most.
 
         Raises:
@@ -185,13 +192,13 @@ class FrameReader(Owning):
         """Frames as they come, until the queue is closed here. Raises DeviceGoneError when the interface goes away."""
         return self
 
-    async def __anext__(self) -> bytes:
+    async def __anext__(self) -> T:
         try:
             return await self.read_frame()
         except QueueClosedError:
             raise StopAsyncIteration from None
 
-    def _take(self, limit: int, is_asked: bool) -> list[bytes]:
+    def _take(self, limit: int, is_asked: bool) -> list[T]:
         """Up to *limit* frames out of the buffer, which has one at least, and of the source, unless that *is_asked* already."""
         buffer = self._buffer
         if self._more and not is_asked and len(buffer) < limit:
@@ -279,6 +286,18 @@ def check_limit(limit: int) -> int:
     if not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit must be a whole number of at least 1, not {limit!r}")
     return min(limit, _MOST)
+
+
+def parse_read_buffer(read_buffer: int | tuple[int, int]) -> tuple[int, int]:
+    """The number of frames at which reading stops, and that at which it resumes."""
+    match read_buffer:
+        case bool():
+            pass
+        case int(high) if high > 0:
+            return high, high // 4
+        case (int(high), int(low)) if 0 <= low < high:
+            return high, low
+    raise ValueError(f"read_buffer {read_buffer!r}: frames to keep, or (high, low) with 0 <= low < high")
 
 
 def raise_wrong_caller(loop: asyncio.AbstractEventLoop, thread: int, what: str) -> NoReturn:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import threading
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
@@ -65,6 +67,31 @@ async def outlast(
                 on_cancel()
             cancelled = error
     return cancelled
+
+
+def collect(owner: object, loop: asyncio.AbstractEventLoop, thread: int, pid: int, close: Callable[[], object]) -> None:
+    """Closes what *owner*, which is being collected, has open, where that is safe, and warns. For ``__del__``.
+
+    Args:
+        owner: What was not closed.
+        loop: Where it is registered.
+        thread: That of the loop.
+        pid: The process that opened it.
+        close: Closes it here and now.
+    """
+    if os.getpid() != pid:  # a forked child has copies of the descriptors, and nothing to lose
+        close()
+        return
+    try:
+        warnings.warn(
+            f"unclosed {owner!r}: call aclose(), or use 'async with'", ResourceWarning, stacklevel=2, source=owner
+        )
+    finally:  # the warning may be made an error
+        if loop.is_running() and threading.get_ident() != thread:
+            # Collected on another thread, where a loop that runs must not be touched.
+            loop.call_soon_threadsafe(close)
+        else:
+            close()
 
 
 def _nothing() -> None:

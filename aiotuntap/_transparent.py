@@ -10,13 +10,14 @@ from threading import get_ident
 from time import monotonic
 
 from ._batch import as_batch, note_end, report, size_of
+from ._descriptor import BATCH
 from ._device import QueueFile
 from ._engine import Merged
 from ._errors import InvalidFrameError
 from ._frames import LOOK, MOST
 from ._interface import Interface
 from ._offload.coalesce import MERGEABLE
-from ._queue import BATCH, REFUSED, Owner, TuntapQueue
+from ._queue import REFUSED, Owner, TuntapQueue
 from ._types import Frame, Mode, Stats
 
 # Frames that `write_frames` merges at a time.

@@ -10,7 +10,6 @@ import importlib
 import os
 import pwd
 import threading
-import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
@@ -35,16 +34,13 @@ from ._interface import Interface
 from ._netns import Namespace, parse_namespace
 from ._offload.flags import check as check_offload
 from ._queue import TuntapQueue
-from ._reader import raise_wrong_caller
-from ._threads import outlast, run_in_thread
+from ._reader import READ_BUFFER, parse_read_buffer, raise_wrong_caller
+from ._threads import collect, outlast, run_in_thread
 from ._transparent import TransparentQueue
 from ._types import Link, LinkEvent, Mode, Offload, Owning, Stats
 
 if TYPE_CHECKING:
     from ._netlink.watch import Watcher
-
-# Enough to ride out a burst, few enough for a full buffer of small frames to stay in a processor's cache.
-_READ_BUFFER = 256
 
 
 class AsyncTuntap(Owning):
@@ -96,7 +92,7 @@ class AsyncTuntap(Owning):
         napi: bool = False,
         carrier: bool = True,
         netns: str | os.PathLike[str] | None = None,
-        read_buffer: int | tuple[int, int] = _READ_BUFFER,
+        read_buffer: int | tuple[int, int] = READ_BUFFER,
     ) -> None:
         self._queues: list[TuntapQueue] = []
         _abi.encode_name(name)
@@ -111,7 +107,7 @@ class AsyncTuntap(Owning):
             raise TypeError(f"offload {offload!r}: flags such as Offload.CSUM | Offload.TSO4")
         check_offload(offload)
         self._count = queues
-        self._read_buffer = _parse_read_buffer(read_buffer)
+        self._read_buffer = parse_read_buffer(read_buffer)
         transparent = bool(offload) and not vnet_header
         if transparent:
             _check_transparent(offload, packet_info)
@@ -255,24 +251,8 @@ class AsyncTuntap(Owning):
         queues = getattr(self, "_queues", None)
         if not queues:
             return
-        loop = self._loop
-        assert loop is not None
-        if os.getpid() != self._pid:  # a forked child has copies of the descriptors, and no interface to lose
-            self._abandon(queues)
-            return
-        try:
-            warnings.warn(
-                f"unclosed interface {self!r}: call aclose(), or use 'async with'",
-                ResourceWarning,
-                stacklevel=1,
-                source=self,
-            )
-        finally:  # the warning may be made an error
-            if loop.is_running() and threading.get_ident() != self._thread:
-                # Collected on another thread, where a loop that runs must not be touched.
-                loop.call_soon_threadsafe(self._abandon, queues)
-            else:
-                self._abandon(queues)
+        assert self._loop is not None
+        collect(self, self._loop, self._thread, self._pid, lambda: self._abandon(queues))
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self._queues)} queues"
@@ -706,14 +686,3 @@ def _check_count(what: str, count: int) -> None:
         raise TypeError(f"{what} {count!r}: a whole number")
     if count < 1:
         raise ValueError(f"{what} {count}: at least 1")
-
-
-def _parse_read_buffer(read_buffer: int | tuple[int, int]) -> tuple[int, int]:
-    match read_buffer:
-        case bool():
-            pass
-        case int(high) if high > 0:
-            return high, high // 4
-        case (int(high), int(low)) if 0 <= low < high:
-            return high, low
-    raise ValueError(f"read_buffer {read_buffer!r}: frames to keep, or (high, low) with 0 <= low < high")

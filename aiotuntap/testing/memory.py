@@ -18,7 +18,7 @@ _MAX_FRAME = 65535 + 18
 _WRITES_PER_TURN = 256
 
 
-class MemoryStream(FrameReader):
+class MemoryStream(FrameReader[bytes]):
     """One end of a `memory_pair`: a `PacketStream` without a descriptor.
 
     It behaves like a queue of an interface: frames that nobody reads pile up to its capacity and are then dropped,

@@ -219,7 +219,7 @@ async def test_a_forgotten_interface_is_closed_with_a_warning() -> None:
         return interface.name, weakref.ref(interface)
 
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.warns(ResourceWarning, match="unclosed interface") as caught:
+    with pytest.warns(ResourceWarning, match="unclosed <AsyncTuntap") as caught:
         name, reference = await forget()
         gc.collect()
     assert len(caught) == 1
@@ -237,7 +237,7 @@ async def test_forgotten_on_another_thread() -> None:
         holder.clear()
         gc.collect()
 
-    with pytest.warns(ResourceWarning, match="unclosed interface"):
+    with pytest.warns(ResourceWarning, match="unclosed <AsyncTuntap"):
         thread = threading.Thread(target=forget)
         thread.start()
         await asyncio.to_thread(thread.join)
@@ -268,7 +268,7 @@ def test_a_closed_loop_leaves_nothing(request: pytest.FixtureRequest) -> None:
         interface = loop.run_until_complete(AsyncTuntap(unique(), mode="tap", queues=2).open())
         name = interface.name
         loop.close()
-        with pytest.warns(ResourceWarning, match="unclosed interface"):
+        with pytest.warns(ResourceWarning, match="unclosed <AsyncTuntap"):
             del interface
             gc.collect()
         assert name not in ip("link")

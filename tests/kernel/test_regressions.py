@@ -97,7 +97,7 @@ def test_a_loop_closed_over_a_waiting_reader(loop: Callable[[], asyncio.Abstract
         del interface, reader
         gc.collect()
     else:
-        with pytest.warns(ResourceWarning, match="unclosed interface"):
+        with pytest.warns(ResourceWarning, match="unclosed <AsyncTuntap"):
             del interface, reader
             gc.collect()
     assert name not in ip("link")

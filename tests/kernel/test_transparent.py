@@ -35,7 +35,7 @@ from aiotuntap import (
     _transparent,
     coalesce,
 )
-from aiotuntap._queue import BATCH
+from aiotuntap._descriptor import BATCH
 from aiotuntap._transparent import TransparentQueue
 from aiotuntap.testing import example_frame
 

@@ -99,7 +99,7 @@ def status(process: int) -> dict[str, list[str]]:
 
 
 def runs(process: int) -> bool:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the second while it is read
         return status(process)["State"][0] != "Z"
     return False
 

@@ -84,7 +84,7 @@ def test_a_network_that_moves_leaves_its_peer() -> None:
 
 def test_order_of_insertion_is_kept() -> None:
     routes: Routes[str] = Routes()
-    given_order = [IPv6Network("fd00::/8"), IPv4Network("10.9.0.0/16"), IPv4Network("10.0.0.0/24")]
+    given_order: list[Network] = [IPv6Network("fd00::/8"), IPv4Network("10.9.0.0/16"), IPv4Network("10.0.0.0/24")]
     for network in given_order:
         routes.insert(network, "a")
     assert routes.of("a") == tuple(given_order)

@@ -1,0 +1,408 @@
+"""A stream of frames over one non-blocking descriptor that the event loop watches.
+
+Reading. The loop watches the descriptor (level-triggered). One callback moves up to `BATCH` frames into the buffer, or
+wakes one reader, who reads on by itself; a buffer that is full unregisters the descriptor, and the kernel's own queue
+fills and drops from then on. Descriptors are registered with a weak reference, so that the loop does not keep a
+forgotten stream alive.
+
+Writing. The loop is asked about writability only after EAGAIN: a descriptor is writable nearly always, and would call
+back without end. It is not asked alone either. The descriptor of a TUN/TAP queue that waits for nothing but room is
+woken neither when its interface is deleted, nor when it is down, nor when the send buffer is smaller than two frames;
+hence the timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import weakref
+from collections import deque
+from collections.abc import Iterable, Sequence
+from threading import get_ident
+
+from . import _engine
+from ._batch import as_batch, note_end, report, size_of
+from ._errors import InvalidFrameError
+from ._frames import LOOK
+from ._reader import FrameReader, T
+from ._types import Frame
+
+#: Frames that one callback moves into the buffer while nobody waits for them.
+BATCH = 64
+
+# Seconds after which a writer that waits for room looks again by itself.
+_RECHECK = 0.05
+
+
+class DescriptorStream(FrameReader[T]):
+    """What a queue of an interface and a UDP socket have in common.
+
+    A subclass says how frames pass (`_pull`, `_pull_one`, `_write_batch`, `_write_closely`) and what an ``errno`` means
+    (`_read_failed`, `_failure`). It registers the descriptor by `_resume`, once it is ready for callbacks.
+    """
+
+    __slots__ = (
+        "_closed",
+        "_engine",
+        "_fd",
+        "_frames_dropped",
+        "_frames_read",
+        "_frames_refused",
+        "_frames_written",
+        "_max_frame",
+        "_pid",
+        "_writers",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, max_frame: int, read_buffer: tuple[int, int]) -> None:
+        super().__init__(loop, *read_buffer)
+        self._engine = _engine.engine
+        #: -1 once closed.
+        self._fd = fd
+        self._max_frame = max_frame
+        self._pid = os.getpid()
+        self._closed = False
+        self._writers: deque[asyncio.Future[None]] = deque()
+        self._frames_read = self._frames_written = self._frames_refused = self._frames_dropped = 0
+
+    def fileno(self) -> int:
+        """The descriptor, or -1 when closed. It stays this stream's: register, read or close it and things break."""
+        return self._fd
+
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            self._wrong_caller()
+
+    # -- for a subclass ------------------------------------------------------------------------------------------------
+
+    def _pull_one(self) -> None:
+        """Takes one frame, if there is one, or what cannot be taken in parts."""
+        raise NotImplementedError
+
+    def _read_failed(self, number: int) -> None:
+        """Reading stopped with this ``errno``, neither EAGAIN nor ENOMEM."""
+        raise NotImplementedError
+
+    def _write_batch(self, frames: Sequence[Frame], start: int, to: bytes | None) -> tuple[int, int]:
+        """Writes frames from number *start* on: as `_frames.write_batch`.
+
+        Args:
+            to: Where they go, for a stream with more than one way.
+        """
+        raise NotImplementedError
+
+    def _write_closely(self, number: int, frame: Frame, to: bytes | None = None) -> int:
+        """Writes a frame that the engine did not try, or that deserves another try. Returns 0 or the ``errno``.
+
+        Raises for what is not a frame, for a size that no frame has, and for a caller from another thread.
+        """
+        raise NotImplementedError
+
+    def _failure(self, number: int) -> Exception:
+        """What an ``errno`` of this stream means."""
+        raise NotImplementedError
+
+    def _refusal(self, number: int) -> Exception:
+        """What to raise for the ``errno`` of a write, EAGAIN excepted. Counts the frame where it is the frame's fault."""
+        error = self._failure(number)
+        if isinstance(error, InvalidFrameError):
+            self._frames_refused += 1
+        return error
+
+    # -- reading: what FrameReader asks of its source ------------------------------------------------------------------
+
+    def _keep(self, frames: list[T], number: int | BaseException) -> None:
+        """Buffers what was read, and then looks at what stopped the reading: see `_frames.read_batch`."""
+        self._more = True
+        buffered = len(self._buffer)
+        try:
+            self._buffer += frames
+        finally:
+            taken = len(self._buffer) - buffered
+            self._frames_read += taken
+            self._frames_dropped += len(frames) - taken  # there was no memory to keep them
+        if number:
+            if number == errno.EAGAIN:
+                self._more = False
+            elif isinstance(number, BaseException):
+                raise number
+            elif number == errno.ENOMEM:
+                if not frames:
+                    raise MemoryError
+            else:
+                self._read_failed(number)
+
+    def _on_readable(self) -> None:
+        if self._in_line:
+            self._turns.call(self._loop)
+            return
+        if not self._turns.begin():
+            self._more = True  # so that the reader, when it has its turn, takes what is there
+            self._line_up()
+            return
+        try:
+            if self._readers:
+                self._answer_reader()
+            else:
+                self._fill()
+        finally:
+            self._turns.pause()
+
+    def _answer_reader(self) -> None:
+        """One frame for the reader who waits, and at once: finding out that there is no other takes a read as well."""
+        if not self._buffer:
+            try:
+                self._pull_one()
+            except MemoryError:  # the reader is told, when it tries by itself
+                self._more = True
+            if not self._buffer and not self._more and self._error is None:
+                return
+        self._wake_now()
+
+    def _fill(self) -> None:
+        room = self._high - len(self._buffer)
+        try:
+            if room > 0 and self._error is None:
+                self._pull(min(room, BATCH))
+        except MemoryError:  # whoever reads next is told, and until then the frames are safe in the kernel
+            self._more = True
+            self._pause()
+        if len(self._buffer) >= self._high:
+            self._pause()
+
+    def _pause(self) -> None:
+        if self._flowing:
+            self._flowing = False
+            self._loop.remove_reader(self._fd)
+
+    def _resume(self) -> None:
+        if not self._flowing and self._error is None:
+            self._loop.add_reader(self._fd, _on_readable, weakref.ref(self))
+            self._flowing = True
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def write_frame_nowait(self, frame: Frame) -> None:
+        """Writes one frame: a bytes-like object, or a list or tuple of them that together are one frame.
+
+        Raises:
+            BlockingIOError: The send buffer is full; nothing was written.
+            InvalidFrameError: The kernel refuses the frame, or it is larger than any frame can be.
+            LinkDownError: The interface is down, or there is no route.
+            QueueClosedError: The stream was closed here.
+            DeviceGoneError: The interface was deleted.
+            RuntimeError: Called from another thread than the one that the stream belongs to.
+            TypeError: It is not a frame.
+        """
+        number = self._engine.write_one(self._fd, self._max_frame, self._thread, frame)
+        if number and (number := self._write_closely(number, frame)):
+            if number == errno.EAGAIN:
+                raise BlockingIOError(number, "the send buffer is full: nothing was written")
+            raise self._refusal(number)
+        self._frames_written += 1
+
+    async def write_frame(self, frame: Frame) -> None:
+        """Writes one frame, waiting for room in the send buffer if there is none.
+
+        When cancelled, the frame was not written.
+
+        Args:
+            frame: A bytes-like object, or a list or tuple of them that together are one frame.
+
+        Raises:
+            InvalidFrameError: The kernel refuses the frame, or it is larger than any frame can be.
+            LinkDownError: The interface is down, or there is no route.
+            QueueClosedError: The stream was closed here.
+            DeviceGoneError: The interface was deleted.
+            RuntimeError: Called from another thread or event loop than the one that the stream belongs to.
+            TypeError: It is not a frame.
+        """
+        turns = self._turns
+        turns.credit = credit = turns.credit - 1
+        if credit < 0:
+            await self._more_credit()
+        write_one = self._engine.write_one
+        while number := write_one(self._fd, self._max_frame, self._thread, frame):
+            if not (number := self._write_closely(number, frame)):
+                break
+            if number != errno.EAGAIN:
+                raise self._refusal(number)
+            await self._wait_writable()
+        self._frames_written += 1
+
+    async def write_frames(self, frames: Iterable[Frame]) -> None:
+        """Writes every frame that it can, in order.
+
+        What the kernel refuses is left out and reported when the rest is written. When cancelled, each frame was
+        written whole or not at all, in order up to some point.
+
+        Args:
+            frames: Each a bytes-like object, or a list or tuple of them that together are one frame.
+
+        Raises:
+            InvalidFrameError: Some frames were refused: ``indexes`` says which. All others were written.
+            LinkDownError: The interface is down, or there is no route. Writing ended at once; a note on the exception
+                says where.
+            QueueClosedError: The stream was closed here. The note says where writing ended.
+            DeviceGoneError: The interface was deleted. The note says where writing ended.
+            RuntimeError: Called from another thread or event loop than the one that the stream belongs to.
+            TypeError: One of them is not a frame. The note says which.
+        """
+        await self._write_all(frames)
+
+    async def _write_all(self, frames: Iterable[Frame], to: bytes | None = None) -> None:
+        if get_ident() != self._thread:
+            self._wrong_caller()
+        batch = as_batch(frames)
+        refused: dict[int, InvalidFrameError] = {}
+        index = 0
+        while index < len(batch):
+            if self._turns.credit <= 0:
+                await self._more_credit()
+            written, number = self._write_batch(batch, index, to)
+            self._turns.credit -= written + 1
+            self._frames_written += written
+            index += written
+            if not number:
+                continue
+            try:
+                if not (number := self._write_closely(number, batch[index], to)):
+                    self._frames_written += 1
+                    index += 1
+                    continue
+                if number == errno.EAGAIN:
+                    await self._wait_writable()
+                    continue
+                raise self._refusal(number)
+            except InvalidFrameError as error:
+                refused[index] = error
+                index += 1
+            except Exception as error:
+                note_end(error, len(batch), range(index, len(batch)), refused)
+                raise
+        report(refused, len(batch))
+
+    def write_frames_nowait(self, frames: Iterable[Frame]) -> int:
+        """Writes frames from the front, in order, as far as that goes without waiting.
+
+        Returns:
+            How many were taken: all of them, unless the send buffer is full. A frame that is refused was not taken, and
+            neither were those behind it; it raises when it is the first one.
+
+        Raises:
+            InvalidFrameError: The kernel refuses the first frame.
+            LinkDownError: The interface is down, or there is no route.
+            QueueClosedError: The stream was closed here.
+            DeviceGoneError: The interface was deleted.
+            RuntimeError: Called from another thread than the one that the stream belongs to.
+            TypeError: The first one is not a frame.
+        """
+        return self._write_front(frames)
+
+    def _write_front(self, frames: Iterable[Frame], to: bytes | None = None) -> int:
+        if get_ident() != self._thread:
+            self._wrong_caller()
+        batch = as_batch(frames)
+        index = 0
+        while index < len(batch):
+            written, number = self._write_batch(batch, index, to)
+            self._frames_written += written
+            index += written
+            if number and number != errno.EAGAIN and not (number == LOOK and index and self._is_wrong(batch[index])):
+                number = self._write_closely(number, batch[index], to)
+                if not number:
+                    self._frames_written += 1
+                    index += 1
+            if number:
+                if number != errno.EAGAIN and not index:
+                    raise self._refusal(number)
+                break
+        return index
+
+    def _is_wrong(self, frame: Frame) -> bool:
+        """Whether writing raises whatever the kernel says of the frame."""
+        try:
+            return not 0 < size_of(frame) <= self._max_frame
+        except Exception:  # noqa: BLE001 - whatever its buffer raises
+            return True
+
+    async def _more_credit(self) -> None:
+        """Lets others run, if writers have written for as long as they may."""
+        self._check_loop()
+        if not self._turns.extend(self._loop):
+            await self._turns.next(self._loop)
+
+    async def _wait_writable(self) -> None:
+        """Returns when another try may succeed, or fail for good."""
+        self._check_loop()
+        turn = self._loop.create_future()
+        if not self._writers:
+            self._loop.add_writer(self._fd, _on_writable, weakref.ref(self))
+        self._writers.append(turn)
+        timer = self._loop.call_later(_RECHECK, _set_done, turn)
+        try:
+            await turn
+        finally:
+            timer.cancel()
+            if turn in self._writers:
+                self._writers.remove(turn)
+                if not self._writers:
+                    self._loop.remove_writer(self._fd)
+
+    def _on_writable(self) -> None:
+        self._loop.remove_writer(self._fd)
+        self._wake_writers()
+
+    def _wake_writers(self) -> None:
+        writers, self._writers = self._writers, deque()
+        for turn in writers:
+            _set_done(turn)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def _unregister(self) -> None:
+        if self._loop.is_closed():  # it took its selector along
+            self._flowing = False
+            return
+        self._pause()
+        if self._writers:
+            self._loop.remove_writer(self._fd)
+
+    def _fail(self, error: Exception) -> None:
+        """The descriptor is good for nothing any more, and would report that for ever: stop watching it."""
+        if self._error is None:
+            self._unregister()
+            self._end(error)
+            self._wake_writers()
+
+    def _shut(self, error: Exception) -> None:
+        """Ends the stream, in this order: closed, unregistered, waiters woken. The descriptor is the caller's to close.
+
+        Closing first would leave the loop with a registration that it can never remove while a duplicate of the
+        descriptor lives, and that keeps it spinning.
+        """
+        self._closed = True
+        if os.getpid() == self._pid:  # a forked child shares the loop's epoll instance, and must leave it alone
+            self._unregister()
+            self._buffer.clear()
+            self._end(error)
+            self._wake_writers()
+        self._fd = -1
+
+
+def _on_readable(reference: weakref.ref[DescriptorStream[T]]) -> None:
+    stream = reference()
+    if stream is not None:
+        stream._on_readable()
+
+
+def _on_writable(reference: weakref.ref[DescriptorStream[T]]) -> None:
+    stream = reference()
+    if stream is not None:
+        stream._on_writable()
+
+
+def _set_done(turn: asyncio.Future[None]) -> None:
+    if not turn.done() and not turn.get_loop().is_closed():
+        turn.set_result(None)
