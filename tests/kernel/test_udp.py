@@ -403,14 +403,16 @@ async def test_datagrams_behind_an_icmp_error_are_read_and_so_are_later_ones() -
         for number in range(5):
             await settle()
             stream.write_frame_nowait(b"nobody listens")
-            async with UdpStream(f"127.0.0.1:{there}", f"127.0.0.1:{here}") as peer:
-                peer.write_frame_nowait(b"%d" % number)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:  # the loop does not poll in between
+                peer.bind(("127.0.0.1", there))
+                peer.connect(("127.0.0.1", here))
+                peer.send(b"%d" % number)
                 if number % 2:
                     stream.write_frame_nowait(b"this one meets the error")
                 assert await asyncio.wait_for(stream.read_frame(), 10) == b"%d" % number
                 reader = asyncio.ensure_future(stream.read_frame())
                 await settle()
-                await peer.write_frame(b"later")
+                peer.send(b"later")
                 assert await asyncio.wait_for(reader, 10) == b"later"
         assert stream.stats.icmp_errors == 5
 
