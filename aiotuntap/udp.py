@@ -44,6 +44,9 @@ _MOST_ADDRESSES = 4096
 # Seconds for which datagrams leave one by one that could not leave together.
 _PAUSE = 10.0
 
+# Datagrams in one message. Linux 5.10 counts the headers too, and so has no room for the last one.
+_MOST_IN_RUN, _MOST_IN_OLD_RUN = 64, 63
+
 # What the kernel answers where datagrams cannot leave together: the device cannot complete checksums (EIO), or they are
 # larger than the way takes.
 _NOT_TOGETHER = (errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
@@ -138,6 +141,8 @@ class UdpStream(DescriptorStream[Any]):
         "_icmp_errors",
         "_local",
         "_mark",
+        "_met_error",
+        "_most",
         "_names",
         "_netns",
         "_received_together",
@@ -215,11 +220,15 @@ class UdpStream(DescriptorStream[Any]):
         #: Bytes of the largest datagram that leaves together with others, and when that is tried again.
         self._together = self._max_frame if self._gso else 0
         self._retry_at = 0.0
+        #: Datagrams that are sent in one call at most.
+        self._most = MOST
         #: Datagrams in each message of several, when `_pull` last met one; 0 if it left the next one where it was.
         self._received_together = 0
         #: As in `Stats`: super-frames read, segments made, super-frames written, frames coalesced, super-frames refused.
         self._super_frames = [0] * 5
         self._icmp_errors = 0
+        #: Whether the socket has reported an error since it was last registered.
+        self._met_error = False
         keep_freed_memory()
         self._resume()
 
@@ -373,13 +382,15 @@ class UdpStream(DescriptorStream[Any]):
         if number in _DEAD:
             self._fail(self._failure(number))
         else:
+            self._met_error = True
             self._icmp_errors += 1  # there may be datagrams behind it
 
     def _on_readable(self) -> None:
         before = self._frames_read
         super()._on_readable()
-        # It was woken by an ICMP error, perhaps, and at an error libuv, which uvloop is made of, stops watching.
-        if self._flowing and self._frames_read == before:
+        # If an ICMP error woke it, libuv, which uvloop is made of, has stopped watching.
+        if self._flowing and (self._met_error or self._frames_read == before):
+            self._met_error = False
             self._pause()
             self._resume()
 
@@ -512,10 +523,15 @@ class UdpStream(DescriptorStream[Any]):
         if self._together < self._max_frame and self._gso and monotonic() >= self._retry_at:
             self._together = self._max_frame
         sent, number, tried, messages, coalesced = self._engine.send_batch(
-            self._sock, self._max_frame, self._together, start, MOST, frames, to
+            self._sock, self._max_frame, self._together, start, self._most, frames, to
         )
         self._super_frames[2] += messages
         self._super_frames[3] += coalesced
+        if number > 0:
+            self._met_error = True
+        if tried == _MOST_IN_RUN and number == errno.EINVAL:
+            self._most = _MOST_IN_OLD_RUN
+            return sent, 0
         if tried > 1 and number in _NOT_TOGETHER:
             alone, other, *_ = self._engine.send_batch(self._sock, self._max_frame, 0, start + sent, 1, frames, to)
             if alone:
@@ -540,6 +556,7 @@ class UdpStream(DescriptorStream[Any]):
             raise InvalidFrameError(f"a datagram of {size} bytes: there can be {self._max_frame} at most")
         if number == errno.EAGAIN or number in _DEAD:
             return number
+        self._met_error = True
         pieces: Any = frame if isinstance(frame, (list, tuple)) else [frame]
         ways: list[Address | None] = [cast("Address | None", to)] * (_TRIES if number in _ICMP else 1)
         if isinstance(to, Address) and to.local:

@@ -10,7 +10,8 @@ shift
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
 sh tests/install-programs.sh ip:iproute2 ping:iputils-ping setpriv:util-linux ethtool iperf3 tcpdump tshark \
-    dnsmasq:dnsmasq-base udhcpc nsenter:util-linux qemu-system-x86_64:qemu-system-x86 /usr/lib/ipxe/qemu/pxe-e1000.rom:ipxe-qemu
+    wg:wireguard-tools wireguard-go dnsmasq:dnsmasq-base udhcpc nsenter:util-linux \
+    qemu-system-x86_64:qemu-system-x86 /usr/lib/ipxe/qemu/pxe-e1000.rom:ipxe-qemu
 if "$python" -c 'import aiotuntap._native' 2>/dev/null; then
     export AIOTUNTAP_EXTENSION=1
 elif [ "$(id -u)" = 0 ]; then

@@ -1,0 +1,128 @@
+"""``python -m examples.wireguard [-f] INTERFACE``: a drop-in for wireguard-go. See README.md."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from aiotuntap import AsyncTuntap, DeviceGoneError, Offload, SetupError
+
+from .control import Control, listen
+from .device import Device
+from .keylog import KeyLog
+from .tunnel import Tunnel, now, source
+from .uapi import describe
+
+#: What is left of 1500 after the headers of IPv6 and UDP, and of WireGuard's own 32 bytes.
+MTU = 1420
+
+_LEVELS = {"verbose": logging.DEBUG, "debug": logging.DEBUG, "error": logging.ERROR, "silent": logging.CRITICAL + 1}
+
+_log = logging.getLogger(__package__)
+
+
+async def run(name: str, ready: Callable[[], None]) -> None:
+    """Makes the interface, or takes it over from WG_TUN_FD, and runs it until it is to end. Then it is removed."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with await _open(name) as tun:
+        await tun.configure(mtu=MTU)
+        log = KeyLog.from_environment()
+        device = Device(now=now, rng=log.rng if log else os.urandom, source=source, log=_log.debug)
+        if log is not None:
+            log.device = device
+        device.mtu = MTU
+        tunnel = Tunnel(tun, device)
+        fd = os.environ.get("WG_UAPI_FD")
+        listener = socket.socket(fileno=int(fd)) if fd else listen(tun.name)
+        control = Control(listener, lambda: describe(device), tunnel.change)
+        ready()
+        _log.debug("%s is ready", tun.name)
+        await _first_to_end(stop.wait(), control.serve(), tunnel.run())
+        _log.debug("ends; dropped: %s", device.drops)
+
+
+async def _open(name: str) -> AsyncTuntap:
+    if fd := os.environ.get("WG_TUN_FD"):
+        try:
+            return await AsyncTuntap.adopt([int(fd)], vnet_header=False, offload=Offload.ALL)
+        except SetupError:  # made without a header in front of frames, and so without offloads
+            return await AsyncTuntap.adopt([int(fd)])
+    return await AsyncTuntap(name, mode="tun", multi_queue=False, offload=Offload.ALL).open()
+
+
+async def _first_to_end(*work: Coroutine[Any, Any, object]) -> None:
+    """Runs all of *work* until the first of it ends, cancels the rest, and raises what went wrong."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def daemonise() -> Callable[[], None]:
+    """Goes on in a child, and gives it the function that says that it is ready: only then does the parent end.
+
+    If the child ends before that, so does the parent, and with the same status.
+    """
+    reading, writing = os.pipe()
+    if child := os.fork():
+        os.close(writing)
+        if os.read(reading, 1):
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        os._exit(os.waitstatus_to_exitcode(status) & 0xFF or 1)
+    os.close(reading)
+    os.setsid()
+
+    def ready() -> None:
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0,) if os.environ.get("LOG_LEVEL", "silent") != "silent" else (0, 1, 2):
+            os.dup2(null, fd)
+        os.close(null)
+        os.write(writing, b"!")
+        os.close(writing)
+
+    return ready
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="wireguard", description="WireGuard in user space, to be set up by wg(8).")
+    parser.add_argument("name", metavar="INTERFACE", help="such as wg0; 'wg%%d' lets the kernel choose the number")
+    parser.add_argument("-f", "--foreground", action="store_true", help="do not become a daemon")
+    parser.add_argument("--uvloop", action="store_true", help="run on uvloop, a package of its own")
+    options = parser.parse_args()
+    level = _LEVELS.get(os.environ.get("LOG_LEVEL", ""), logging.ERROR)
+    logging.basicConfig(format=f"%(levelname)s: ({options.name}) %(asctime)s %(message)s")
+    _log.setLevel(level)
+    foreground = options.foreground or os.environ.get("WG_PROCESS_FOREGROUND") == "1"
+    ready = (lambda: None) if foreground else daemonise()
+    try:
+        if options.uvloop:
+            import uvloop
+
+            uvloop.run(run(options.name, ready))
+        else:
+            asyncio.run(run(options.name, ready))
+    except DeviceGoneError:
+        _log.debug("the interface was deleted")
+    except (OSError, ValueError) as error:
+        _log.error("%s", error.strerror if isinstance(error, SetupError) else error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The socket on which ``wg`` finds an interface: /var/run/wireguard/INTERFACE.sock, for its owner alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
+
+from .uapi import Changes, UapiError, parse
+
+DIRECTORY = Path("/var/run/wireguard")
+#: From <linux/inotify.h>. A file that is deleted while somebody has it open loses a link, which is one of its attributes.
+_IN_ATTRIB, _IN_DELETE_SELF, _IN_MOVE_SELF = 0x004, 0x400, 0x800
+
+_log = logging.getLogger(__name__)
+
+
+def listen(name: str) -> socket.socket:
+    """The listening socket of a new interface. A file that is left of a program which has died makes room for it.
+
+    Raises:
+        OSError: EADDRINUSE if a living program serves that name.
+    """
+    DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
+    path = str(DIRECTORY / f"{name}.sock")
+    with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        else:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        # On Linux the file gets the mode of the socket: it is at no time open to others.
+        os.fchmod(listener.fileno(), 0o600)
+        listener.bind(path)
+        listener.listen()
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+class Control:
+    """Answers requests on a listening socket, whose file it removes at the end."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        get: Callable[[], Iterable[str]],
+        set_: Callable[[Changes], Awaitable[None]],
+    ) -> None:
+        """*get* gives the lines of the configuration; *set_* makes changes, or raises a UapiError."""
+        self._listener = listener
+        self._path = Path(os.fsdecode(listener.getsockname()))
+        self._get = get
+        self._set = set_
+        self._connections: set[asyncio.StreamWriter] = set()
+
+    async def serve(self) -> None:
+        """Answers until the file is deleted. When it is cancelled it removes the file itself."""
+        with _watched(self._path) as until_deleted:
+            server = await asyncio.start_unix_server(self._answer, sock=self._listener)
+            try:
+                await until_deleted()
+            finally:
+                server.close()
+                for connection in self._connections:
+                    connection.close()
+                self._path.unlink(missing_ok=True)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
+        try:
+            # ValueError: a line of more than 64 KiB, which is none of this protocol.
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, ValueError):
+                while operation := await reader.readline():
+                    lines = await _until_empty(reader)
+                    writer.writelines([*await self._lines(operation.decode().rstrip("\n"), lines), b"\n"])
+                    await writer.drain()
+        finally:
+            self._connections.discard(writer)
+            writer.close()
+
+    async def _lines(self, operation: str, lines: list[str]) -> list[bytes]:
+        """The answer to one request, without the empty line that ends it."""
+        answer: list[str] = []
+        number = 0
+        try:
+            if operation == "get=1" and not lines:
+                answer = list(self._get())
+            elif operation == "set=1":
+                await self._set(parse(lines))
+            else:
+                raise UapiError(errno.EPROTO, f"request must be get=1 or set=1, not {operation!r}")
+        except UapiError as error:
+            _log.error("refused what was asked on %s: %s", self._path, error)
+            number = error.number
+        # Negative, as wireguard-go has it: wg shows the text of -errno.
+        return [f"{line}\n".encode() for line in (*answer, f"errno={-number}")]
+
+
+async def _until_empty(reader: asyncio.StreamReader) -> list[str]:
+    """The lines of a request. One that breaks off is none: IncompleteReadError."""
+    lines = []
+    while (line := (await reader.readuntil(b"\n")).decode().rstrip("\n")) != "":
+        lines.append(line)
+    return lines
+
+
+@contextlib.contextmanager
+def _watched(path: Path) -> Iterator[Callable[[], Awaitable[None]]]:
+    """Gives a function that waits until *path* is no longer the file that it is now."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if fd < 0 or libc.inotify_add_watch(fd, bytes(path), _IN_ATTRIB | _IN_DELETE_SELF | _IN_MOVE_SELF) < 0:
+        number = ctypes.get_errno()
+        if fd >= 0:
+            os.close(fd)
+        raise OSError(number, os.strerror(number), str(path))
+    first = path.lstat()
+
+    def is_there() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(first, path.lstat())
+        return False
+
+    async def until_deleted() -> None:
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(fd, changed.set)
+        try:
+            while is_there():
+                await changed.wait()
+                changed.clear()
+                with contextlib.suppress(BlockingIOError):
+                    os.read(fd, 4096)
+        finally:
+            loop.remove_reader(fd)
+
+    try:
+        yield until_deleted
+    finally:
+        os.close(fd)

@@ -1,0 +1,494 @@
+"""One peer: its sessions, its timers, and the packets that wait while a handshake runs.
+
+The rules are those of the whitepaper (section 6) as the kernel and wireguard-go apply them; what happens on which
+occasion is in the methods under "occasions".
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from . import cookie, cryptokey
+from .drops import Drops
+from .noise import NO_KEY, HandshakeError, Identity, Initiator, Responder, tai64n
+from .routes import Routes
+from .session import KEEPALIVE_SIZE, Session
+from .timers import (
+    FORGET,
+    INITIATION_INTERVAL,
+    JITTER,
+    KEEPALIVE,
+    KEEPALIVE_TIMEOUT,
+    MAX_RETRIES,
+    NEVER,
+    NEW_HANDSHAKE,
+    PERSISTENT,
+    REJECT_AFTER_TIME,
+    REKEY_AFTER_MESSAGES,
+    REKEY_AFTER_TIME,
+    REKEY_TIMEOUT,
+    RETRANSMIT,
+    Schedule,
+)
+
+#: What the UDP socket gives for where a datagram came from: anything that is hashable. It is passed back unchanged.
+Address: TypeAlias = Any
+#: Datagrams to send, in this order: runs to one address, for one call of the socket each.
+Sends: TypeAlias = list[tuple[Address, list[bytes]]]
+
+#: Packets that wait for a handshake, at most: the newest are kept.
+STAGED = 128
+
+
+class Host(Protocol):
+    """What a peer needs of its device."""
+
+    running: bool
+    mtu: int
+    drops: Drops
+    routes: Routes[Peer]
+    schedule: Schedule[Peer]
+    outbox: Sends
+    identity: Identity | None
+    #: To whom a datagram belongs, by its receiver index; without a session: to the handshake of the peer.
+    receivers: dict[bytes, tuple[Peer, Session | None]]
+
+    @property
+    def now(self) -> Callable[[], float]: ...
+    @property
+    def rng(self) -> Callable[[int], bytes]: ...
+    @property
+    def wall_clock(self) -> Callable[[], int]: ...
+    @property
+    def without_local(self) -> Callable[[Address], Address]: ...
+    def log(self, line: str, /) -> None: ...
+
+
+class Peer:
+    """One peer of a :class:`~wireguard.device.Device`, which makes it.
+
+    Attributes that are set take effect at once; what is to be sent then leaves with the next ``Device.expire()``, and
+    ``Device.next_deadline()`` says so.
+    """
+
+    __slots__ = (
+        "_attempts",
+        "_cookies",
+        "_current",
+        "_deadlines",
+        "_endpoint",
+        "_handshake",
+        "_handshake_index",
+        "_host",
+        "_initiated",
+        "_is_last_minute",
+        "_last_consumed",
+        "_last_timestamp",
+        "_needs_another_keepalive",
+        "_next",
+        "_persistent_keepalive",
+        "_previous",
+        "_staged",
+        "_static_shared",
+        "last_handshake",
+        "preshared_key",
+        "public_key",
+        "rx_bytes",
+        "turn",
+        "tx_bytes",
+    )
+
+    def __init__(self, public_key: bytes, host: Host) -> None:
+        self.public_key = public_key
+        #: 32 bytes; all zero is the same as none. The next handshake uses it.
+        self.preshared_key = NO_KEY
+        #: Bytes of datagrams, handshakes and keepalives included, UDP and IP headers not.
+        self.rx_bytes = 0
+        self.tx_bytes = 0
+        #: Nanoseconds since the epoch when the last handshake was completed; 0: never.
+        self.last_handshake = 0
+        #: The next turn in the schedule, which alone changes it.
+        self.turn = NEVER
+        self._host = host
+        self._endpoint: Address | None = None
+        self._persistent_keepalive = 0
+        self._cookies = cookie.Sender(public_key)
+        self._static_shared: bytes | None = None
+        self._staged: deque[bytes] = deque(maxlen=STAGED)
+        #: A session that we answered is the next one until the peer uses it. The previous one still receives.
+        self._previous: Session | None = None
+        self._current: Session | None = None
+        self._next: Session | None = None
+        #: The one that we began and that was not answered yet.
+        self._handshake: Initiator | None = None
+        self._handshake_index = b""
+        #: Of the newest initiation that was received: it survives all but the peer, or a replay would be taken for new.
+        self._last_timestamp = b""
+        self._last_consumed = -math.inf
+        self._reset()
+
+    def __str__(self) -> str:
+        """As wireguard-go's log calls it."""
+        text = base64.b64encode(self.public_key).decode()
+        return f"peer({text[:4]}…{text[39:43]})"
+
+    # -- configuration -------------------------------------------------------------------------------------------------
+
+    @property
+    def endpoint(self) -> Address | None:
+        """Where datagrams go: configured, or where the newest authenticated one came from. None: not known yet."""
+        return self._endpoint
+
+    @endpoint.setter
+    def endpoint(self, address: Address | None) -> None:
+        self._endpoint = address
+        if address is not None:
+            self._send_staged(self._host.now())
+
+    @property
+    def persistent_keepalive(self) -> int:
+        """Seconds between keepalives whatever else happens, 1 to 65535; 0: none. One is sent when it is turned on."""
+        return self._persistent_keepalive
+
+    @persistent_keepalive.setter
+    def persistent_keepalive(self, seconds: int) -> None:
+        was_off, self._persistent_keepalive = not self._persistent_keepalive, seconds
+        if was_off and seconds:
+            self.send_keepalive(self._host.now())
+
+    # -- packets -------------------------------------------------------------------------------------------------------
+
+    def send(self, packets: Sequence[bytes], now: float) -> None:
+        """Sends what waits and *packets*, or lets them wait for a handshake; an empty packet is a keepalive."""
+        host, session = self._host, self._current
+        if not host.running:
+            return
+        if self._staged:
+            packets = [*self._staged, *packets]
+            self._staged.clear()
+        if session is None or not session.can_send(now):
+            self._stage(packets)
+            self._initiate(now)
+            return
+        datagrams = session.seal(packets, host.mtu)
+        if len(datagrams) < len(packets):
+            self._stage(packets[len(datagrams) :])
+        self._on_authenticated_traversal(now)
+        self._on_authenticated_sent()
+        self._post(datagrams)
+        if any(packets):
+            self._on_data_sent(now)
+        is_old = session.is_initiator and now >= session.created + REKEY_AFTER_TIME
+        if is_old or session.sent > REKEY_AFTER_MESSAGES:
+            self._initiate(now)
+
+    def send_keepalive(self, now: float) -> None:
+        """Sends an empty packet, or what waits if anything does; begins a handshake where there is no session."""
+        self.send(() if self._staged else (b"",), now)
+
+    def receive(self, session: Session, datagrams: Sequence[bytes], source: Address, now: float) -> list[bytes]:
+        """The IP packets in *datagrams*, which all came from *source* for *session*."""
+        host = self._host
+        packets = session.open(datagrams, host.drops)
+        if not packets:
+            return packets
+        self.rx_bytes += sum(map(len, packets)) + KEEPALIVE_SIZE * len(packets)
+        self._endpoint = source
+        if session is self._next:
+            self._forget(self._previous)
+            self._previous, self._current, self._next = self._current, session, None
+            self._on_handshake_complete()
+            self._send_staged(now)
+        self._keep_fresh(now)
+        self._on_authenticated_traversal(now)
+        self._on_authenticated_received()
+        if any(packets):
+            self._on_data_received(now)
+        return cryptokey.allowed(packets, self, host.routes.lookup, host.drops)
+
+    # -- handshakes ----------------------------------------------------------------------------------------------------
+
+    def receive_initiation(self, responder: Responder, size: int, source: Address, now: float) -> None:
+        """Answers an initiation of *size* bytes that claims to be this peer's.
+
+        Raises:
+            HandshakeError: it is not. Nothing has changed then.
+        """
+        host = self._host
+        timestamp = responder.timestamp(self._shared())
+        if timestamp <= self._last_timestamp:
+            host.drops.replayed += 1
+            return
+        if now <= self._last_consumed + INITIATION_INTERVAL:
+            host.drops.over_rate += 1
+            return
+        index = self._new_index()
+        message, keys = responder.respond(self.preshared_key, ephemeral=host.rng(32), sender=index)
+        self._last_timestamp, self._last_consumed = timestamp, now
+        self.rx_bytes += size
+        self._endpoint = source
+        self._on_authenticated_received()
+        self._drop_handshake()
+        self._forget(self._next)
+        self._forget(self._previous)
+        self._previous = None
+        self._next = Session(keys, index, responder.sender, is_initiator=False, now=now)
+        host.receivers[index] = self, self._next
+        self._initiated = now
+        self._on_session_derived(now)
+        self._on_authenticated_traversal(now)
+        self._on_authenticated_sent()
+        host.log(f"{self} - Received handshake initiation, sending handshake response")
+        self._post([self._cookies.seal(message, now)])
+
+    def receive_response(self, message: bytes, source: Address, now: float) -> None:
+        """Ends the handshake that *message* answers.
+
+        Raises:
+            HandshakeError: it does not answer the handshake that runs. Nothing has changed then.
+        """
+        if self._handshake is None:
+            raise HandshakeError("no handshake runs")
+        remote_index, keys = self._handshake.finish(message, self.preshared_key)
+        self._endpoint = source
+        self.rx_bytes += len(message)
+        self._on_authenticated_traversal(now)
+        self._on_authenticated_received()
+        session = Session(keys, self._handshake_index, remote_index, is_initiator=True, now=now)
+        self._host.receivers[session.index] = self, session
+        self._handshake = None
+        self._forget(self._previous)
+        if self._next is not None:
+            self._forget(self._current)
+            self._previous, self._next = self._next, None
+        else:
+            self._previous = self._current
+        self._current = session
+        self._on_session_derived(now)
+        self._on_handshake_complete()
+        self._host.log(f"{self} - Received handshake response")
+        self.send_keepalive(now)
+
+    def receive_cookie(self, message: bytes, now: float) -> bool:
+        """Takes the cookie, if it answers the last handshake message that was sent; returns whether it does."""
+        return self._cookies.consume(message, now)
+
+    def _initiate(self, now: float, *, is_retry: bool = False) -> None:
+        """Begins a handshake, unless one was begun or answered lately."""
+        host = self._host
+        if not is_retry:
+            self._attempts = 0
+        is_too_early = now < self._initiated + REKEY_TIMEOUT
+        if is_too_early or host.identity is None or self._endpoint is None:
+            # What waits is tried again or given up in time, also when no other packet comes to remind us.
+            if self._staged and self._deadlines[RETRANSMIT] == NEVER:
+                self._set(RETRANSMIT, (self._initiated if is_too_early else now) + REKEY_TIMEOUT + self._jitter())
+            return
+        self._initiated = now
+        self._drop_handshake()
+        index = self._new_index()
+        try:
+            self._handshake = Initiator(
+                host.identity,
+                self.public_key,
+                self._shared(),
+                ephemeral=host.rng(32),
+                sender=index,
+                timestamp=tai64n(host.wall_clock()),
+            )
+        except HandshakeError as error:
+            host.log(f"{self} - Cannot begin a handshake: {error}")
+            return
+        self._handshake_index = index
+        host.receivers[index] = self, None
+        self._on_authenticated_traversal(now)
+        self._on_authenticated_sent()
+        host.log(f"{self} - Sending handshake initiation")
+        self._post([self._cookies.seal(self._handshake.message, now)])
+        self._set(RETRANSMIT, now + REKEY_TIMEOUT + self._jitter())
+
+    # -- occasions -----------------------------------------------------------------------------------------------------
+
+    def _on_data_sent(self, now: float) -> None:
+        if self._deadlines[NEW_HANDSHAKE] == NEVER:
+            self._set(NEW_HANDSHAKE, now + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + self._jitter())
+
+    def _on_data_received(self, now: float) -> None:
+        if self._deadlines[KEEPALIVE] == NEVER:
+            self._set(KEEPALIVE, now + KEEPALIVE_TIMEOUT)
+        else:
+            self._needs_another_keepalive = True
+
+    def _on_authenticated_sent(self) -> None:
+        self._deadlines[KEEPALIVE] = NEVER
+
+    def _on_authenticated_received(self) -> None:
+        self._deadlines[NEW_HANDSHAKE] = NEVER
+
+    def _on_authenticated_traversal(self, now: float) -> None:
+        if self._persistent_keepalive:
+            self._set(PERSISTENT, now + self._persistent_keepalive)
+
+    def _on_session_derived(self, now: float) -> None:
+        self._set(FORGET, now + 3 * REJECT_AFTER_TIME)
+
+    def _on_handshake_complete(self) -> None:
+        self._deadlines[RETRANSMIT] = NEVER
+        self._is_last_minute = False
+        self.last_handshake = self._host.wall_clock()
+
+    def _keep_fresh(self, now: float) -> None:
+        """Renews a session that receives and is about to expire; once, for the peer may not answer."""
+        session = self._current
+        if session is None or not session.is_initiator or self._is_last_minute:
+            return
+        if now >= session.created + REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT:
+            self._is_last_minute = True
+            self._initiate(now)
+
+    # -- timers --------------------------------------------------------------------------------------------------------
+
+    def expire(self, now: float) -> None:
+        """Does what is due, the longest due first.
+
+        But keys are forgotten before that, or a handshake that another timer begins after a long sleep of the machine
+        would be forgotten with them.
+        """
+        deadlines = self._deadlines
+        while (when := min(deadlines)) <= now:
+            timer = FORGET if deadlines[FORGET] <= now else deadlines.index(when)
+            deadlines[timer] = NEVER
+            _HANDLERS[timer](self, now)
+        self._host.schedule.add(when, self)
+
+    def _on_retransmit(self, now: float) -> None:
+        if self._attempts <= MAX_RETRIES:
+            self._attempts += 1
+            self._forget_local()
+            self._initiate(now, is_retry=True)
+            return
+        self._host.log(f"{self} - Handshake did not complete after {MAX_RETRIES + 2} attempts, giving up")
+        self._deadlines[KEEPALIVE] = NEVER
+        self._drop_staged()
+        if self._deadlines[FORGET] == NEVER:
+            self._set(FORGET, now + 3 * REJECT_AFTER_TIME)
+
+    def _on_keepalive(self, now: float) -> None:
+        self.send_keepalive(now)
+        if self._needs_another_keepalive:
+            self._needs_another_keepalive = False
+            self._set(KEEPALIVE, now + KEEPALIVE_TIMEOUT)
+
+    def _on_new_handshake(self, now: float) -> None:
+        self._host.log(f"{self} - Beginning a handshake because nothing came back")
+        self._forget_local()
+        self._initiate(now)
+
+    def _on_forget(self, now: float) -> None:
+        self._host.log(f"{self} - Removing all keys, there was no new one in {3 * REJECT_AFTER_TIME:.0f} seconds")
+        self._forget_all()
+
+    def _on_persistent(self, now: float) -> None:
+        if self._persistent_keepalive:
+            self.send_keepalive(now)
+
+    def _set(self, timer: int, when: float) -> None:
+        self._deadlines[timer] = when
+        self._host.schedule.add(when, self)
+
+    def _jitter(self) -> float:
+        return int.from_bytes(self._host.rng(2)) / 0x10000 * JITTER
+
+    # -- begin and end -------------------------------------------------------------------------------------------------
+
+    def start(self, now: float) -> None:
+        """The device is up."""
+        if self._persistent_keepalive:
+            self.send_keepalive(now)
+
+    def stop(self) -> None:
+        """The device is down, or the peer removed: as new, but for what is configured or counted."""
+        self._forget_all()
+        self._host.schedule.remove(self)
+        self._reset()
+
+    def distrust(self) -> None:
+        """Our own key has changed: sessions still receive, and a new one is needed to send."""
+        self._static_shared = None
+        self._drop_handshake()
+        self._initiated = -math.inf
+        for session in (self._current, self._next):
+            if session is not None:
+                session.wear_out()
+
+    def _reset(self) -> None:
+        self._deadlines = [NEVER] * len(_HANDLERS)
+        #: When a handshake was last begun or answered by us.
+        self._initiated = -math.inf
+        self._attempts = 0
+        self._is_last_minute = False
+        self._needs_another_keepalive = False
+
+    def _forget_all(self) -> None:
+        for session in (self._previous, self._current, self._next):
+            self._forget(session)
+        self._previous = self._current = self._next = None
+        self._drop_handshake()
+        self._drop_staged()
+
+    def _forget(self, session: Session | None) -> None:
+        """What comes for *session* from now on is not known."""
+        if session is not None:
+            del self._host.receivers[session.index]
+
+    def _drop_handshake(self) -> None:
+        if self._handshake is not None:
+            del self._host.receivers[self._handshake_index]
+            self._handshake = None
+
+    # -- small parts ---------------------------------------------------------------------------------------------------
+
+    def _send_staged(self, now: float) -> None:
+        if self._staged:
+            self.send((), now)
+
+    def _stage(self, packets: Sequence[bytes]) -> None:
+        self._host.drops.queue_full += max(0, len(self._staged) + len(packets) - STAGED)
+        self._staged.extend(packets)
+
+    def _drop_staged(self) -> None:
+        self._host.drops.queue_full += len(self._staged)
+        self._staged.clear()
+
+    def _post(self, datagrams: list[bytes]) -> None:
+        if self._endpoint is None:
+            self._host.drops.no_endpoint += len(datagrams)
+            return
+        self.tx_bytes += sum(map(len, datagrams))
+        self._host.outbox.append((self._endpoint, datagrams))
+
+    def _forget_local(self) -> None:
+        """Our own address that the peer wrote to may be the reason why nothing comes back."""
+        if self._endpoint is not None:
+            self._endpoint = self._host.without_local(self._endpoint)
+
+    def _shared(self) -> bytes:
+        if self._static_shared is None:
+            if self._host.identity is None:
+                raise HandshakeError("there is no private key")
+            self._static_shared = self._host.identity.shared(self.public_key)
+        return self._static_shared
+
+    def _new_index(self) -> bytes:
+        """Four bytes by which the peer calls a handshake or session of ours."""
+        while (index := self._host.rng(4)) in self._host.receivers:
+            pass
+        return index
+
+
+#: By timer.
+_HANDLERS = (Peer._on_retransmit, Peer._on_keepalive, Peer._on_new_handshake, Peer._on_forget, Peer._on_persistent)
