@@ -27,7 +27,6 @@ Command = Callable[[dict[str, Any], list[int]], Awaitable[object]]
 
 _LONGEST_REQUEST = 1 << 16
 _MOST_CONNECTIONS = 32
-_FDS = socket.CMSG_SPACE(4 * 4)
 _CREDENTIALS = struct.Struct("iII")
 
 
@@ -164,9 +163,7 @@ class Control:
             return await self._switch.add(name, capture=capture)
         if len(fds) != 1:
             raise ValueError(f"a port has one descriptor, not {len(fds)}")
-        added = await self._switch.adopt(fds[0], name, capture=capture)
-        fds.clear()
-        return added
+        return await self._switch.adopt(fds[0], name, capture=capture)
 
     async def _remove(self, request: dict[str, Any], fds: list[int]) -> object:
         name = _text(request, "port")

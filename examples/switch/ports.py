@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
 import stat
+import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol, cast
@@ -30,6 +32,9 @@ from aiotuntap.capture import Capture
 
 HEADER_SIZE = 10
 _NO_HEADER = bytes(HEADER_SIZE)
+
+# <linux/if_tun.h>; the number is that of most processors.
+_TUNGETIFF, _IFREQ_SIZE, _IFF_TAP, _IFF_VNET_HDR = 0x800454D2, 40, 0x0002, 0x4000
 _ETHERNET_HEADER = 14
 
 
@@ -106,6 +111,18 @@ def tap_argument(text: str) -> AsyncTuntap:
         offload=Offload.ALL,
         netns=netns if colon else None,
     )
+
+
+def check_tap(fd: int) -> None:
+    """Raises ValueError if the descriptor is not a queue of an interface that was opened as above."""
+    request = bytearray(_IFREQ_SIZE)
+    try:
+        fcntl.ioctl(fd, _TUNGETIFF, request)
+    except OSError as error:
+        raise ValueError(f"not a descriptor of a TAP interface: {error.strerror}") from error
+    (flags,) = struct.unpack_from("@H", request, 16)
+    if not flags & _IFF_TAP or not flags & _IFF_VNET_HDR:
+        raise ValueError("the interface must be opened with mode='tap' and vnet_header=True")
 
 
 async def open_tap(tap: AsyncTuntap) -> Port:

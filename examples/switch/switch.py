@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Coroutine, Iterable, Mapping
@@ -13,7 +14,7 @@ from aiotuntap import AsyncTuntap, DeviceGoneError, QueueClosedError
 
 from .core import Core
 from .guard import Guard
-from .ports import Listener, MachineFrames, Port, listen, open_tap, tap_argument, tap_port
+from .ports import Listener, MachineFrames, Port, check_tap, listen, open_tap, tap_argument, tap_port
 from .table import Table
 
 #: What a port begins with where virtual machines connect to a socket.
@@ -94,17 +95,28 @@ class Switch:
         return what
 
     async def adopt(self, fd: int, name: str, *, capture: str | None = None) -> str:
-        """Takes over an open descriptor as the port *name*; on failure it is still the caller's."""
+        """Makes a port of a descriptor that was opened as `tap_argument` does, elsewhere. It stays the caller's.
+
+        Raises:
+            ValueError: It is another kind of descriptor, or there is such a port already.
+            OSError: It cannot be adopted; also a SetupError.
+        """
         self._check_new(name)
-        tap = await AsyncTuntap.adopt([fd])
+        check_tap(fd)
+        mine = os.dup(fd)
+        try:
+            tap = await AsyncTuntap.adopt([mine])
+        except BaseException:
+            os.close(mine)
+            raise
         return await self.plug(tap_port(tap, name), capture)
 
     async def plug(self, port: Port, capture: str | None = None) -> str:
         """Makes an open port one of this switch, which closes it in the end, now if this fails."""
         try:
-            self._check_new(port.name)
             if capture is not None:
                 await port.record(capture)
+            self._check_new(port.name)
         except BaseException:
             await port.aclose()
             raise

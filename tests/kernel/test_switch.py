@@ -22,9 +22,11 @@ from typing import Any
 
 import pytest
 
+from aiotuntap import SetupError
 from aiotuntap._netns import enter
 
-from .support import ip, is_root, link, make_room, named_netns
+from ..switch.test_ports import new_switch
+from .support import ip, is_root, link, make_room, named_netns, tap
 
 ROOT = Path(__file__).parents[2]
 PORT = "switch0"
@@ -609,6 +611,27 @@ def test_hostile_requests_are_answered_and_harm_nobody(start: Start, spaces: lis
         ping(spaces[0], "10.30.0.2")
     assert example.idle_share() < 0.1
     example.end()
+
+
+async def test_only_descriptors_of_ports_are_taken_and_stay_the_callers(tmp_path: Path) -> None:
+    async with (
+        new_switch() as switch,
+        tap(multi_queue=False) as plain,
+        tap(vnet_header=True, multi_queue=False) as good,
+    ):
+        with open("/dev/null", "rb") as file:
+            for fd, complaint in ((file.fileno(), "not a descriptor"), (plain.queues[0].fileno(), "vnet_header=True")):
+                with pytest.raises(ValueError, match=complaint):
+                    await switch.adopt(fd, "port")
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(SetupError, match="cannot open"):
+            await switch.adopt(good.queues[0].fileno(), "port", capture=str(tmp_path))
+        assert os.listdir("/proc/self/fd") == before and good.queues[0].enabled and not switch.ports
+        assert await switch.adopt(good.queues[0].fileno(), "port") == "port"
+        with pytest.raises(ValueError, match="there already"):
+            await switch.adopt(good.queues[0].fileno(), "port")
+        await switch.remove("port")
+        assert good.queues[0].enabled
 
 
 # -- loops and storms --------------------------------------------------------------------------------------------------
