@@ -93,6 +93,8 @@ class End:
     inner: list[str] = field(default_factory=list)
     times: dict[str, float] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    #: A file for all that it has to say.
+    log: Path | None = None
 
     def __post_init__(self) -> None:
         self.name = unique("wg")
@@ -104,7 +106,11 @@ class End:
         command = ["wireguard-go", "-f", self.name] if self.kind == "go" else example("-f", self.name, times=self.times)
         command = ["ip", "netns", "exec", self.netns, *command]
         environment = {**os.environ, "WG_PROCESS_FOREGROUND": "1", **self.environment}
-        self.process = self.stack.enter_context(running(command, self.name, env=environment))
+        options = {}
+        if self.log is not None:
+            environment["LOG_LEVEL"] = "verbose"
+            options["stderr"] = self.stack.enter_context(self.log.open("w"))
+        self.process = self.stack.enter_context(running(command, self.name, env=environment, **options))
         self.set("private-key", "/dev/stdin", "listen-port", str(listen_port), text=self.private)
         turn_on_ipv6(self.name, self.netns)
         for address in self.inner:
