@@ -375,6 +375,14 @@ class UdpStream(DescriptorStream[Any]):
         else:
             self._icmp_errors += 1  # there may be datagrams behind it
 
+    def _on_readable(self) -> None:
+        before = self._frames_read
+        super()._on_readable()
+        # It was woken by an ICMP error, perhaps, and at an error libuv, which uvloop is made of, stops watching.
+        if self._flowing and self._frames_read == before:
+            self._pause()
+            self._resume()
+
     async def read_frame(self) -> bytes:
         """Waits for the next datagram and returns it.
 

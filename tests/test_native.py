@@ -26,6 +26,8 @@ from hypothesis import strategies as st
 
 from aiotuntap import InvalidFrameError, Mode, Offload
 from aiotuntap._abi import READ_SIZE
+from aiotuntap._address import Address, from_bytes
+from aiotuntap._datagrams import SOL_UDP, UDP_GRO
 from aiotuntap._offload import coalesce as in_python
 from aiotuntap._offload import segment as segment_in_python
 
@@ -667,11 +669,22 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_memory_stays_flat(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_memory_stays_flat(pair: tuple[socket.socket, socket.socket], request: pytest.FixtureRequest) -> None:
     left, right = pair
     frames: list[Any] = row(Packet(), [400] * 20)
     mixed = [*frames, bytearray(frames[0]), memoryview(frames[1]), b"?"]
     whole = Packet(payload=bytes(30000)).super_frame(1000)
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    request.addfinalizer(datagrams.close)
+    datagrams.bind(("127.0.0.1", 0))
+    datagrams.connect(datagrams.getsockname())
+    datagrams.setblocking(False)
+    datagrams.setsockopt(SOL_UDP, UDP_GRO, 1)
+    name = Address(datagrams.getsockname())
+
+    class Addresses(dict[bytes, Address]):
+        def __missing__(self, data: bytes) -> Address:
+            return from_bytes(data)
 
     def work() -> None:
         _native.segment(whole, False, 10)
@@ -688,6 +701,10 @@ def test_memory_stays_flat(pair: tuple[socket.socket, socket.socket]) -> None:
         while _native.read_batch(right.fileno(), 10, 1 << 20)[0]:
             pass
         _native.read_one(right.fileno())
+        _native.send_batch(datagrams, LARGE, LARGE, 0, 99, [*mixed[:-1], b"", [b"x"], None], None)
+        _native.send_batch(datagrams, LARGE, 100, 0, 99, frames, bytes(name))
+        _native.receive_batch(datagrams, 10, 1 << 20, None)
+        _native.receive_batch(datagrams, 99, 1 << 20, Addresses())
 
     # Without None and b"?": the interpreter does not count the references of what lives forever.
     everything: list[Any] = [*frames, *mixed[:-1], whole]
@@ -735,6 +752,45 @@ for size in (700, 40000):
         if one == 12:
             one = _native.read_one(right.fileno())
         assert one == sent[0], (size, first, one)
+assert failed
+print("none lost")
+"""
+    pytest.importorskip("_testcapi", reason="this Python comes without its own tests")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stdout == "none lost\n", done.stderr
+
+
+def test_no_datagram_is_lost_when_memory_runs_out() -> None:
+    program = """
+import socket, struct
+import _testcapi
+from aiotuntap import _native
+left, right = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+for sock in (left, right):
+    sock.bind(("127.0.0.1", 0))
+    sock.setblocking(False)
+left.connect(right.getsockname())
+right.setsockopt(17, 104, 1)  # UDP_GRO
+class Addresses(dict):
+    def __missing__(self, data):
+        return data
+failed = 0
+for addresses in (None, Addresses()):
+    for first in range(40):
+        sent = [b"a" * 700, b"b" * 700, b"c", b"d" * 40000]
+        left.sendmsg(sent[:3], [(17, 103, struct.pack("=H", 700))])
+        left.send(sent[3])
+        _testcapi.set_nomemory(first, first + 1)
+        try:
+            got, error, messages, segments, lost = _native.receive_batch(right, 9, 1 << 20, addresses)
+        except MemoryError:
+            got, error, lost = [], 12, 0
+        finally:
+            _testcapi.remove_mem_hooks()
+        failed += error == 12
+        assert not lost
+        got += _native.receive_batch(right, 9, 1 << 20, addresses)[0]
+        assert [item if addresses is None else item[0] for item in got] == sent, (first, got)
 assert failed
 print("none lost")
 """
