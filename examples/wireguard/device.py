@@ -174,7 +174,6 @@ class Device:
                     packets += self._receive(receiver, run, last_source, now)
                     run = []
                 if prefix[:4] != TRANSPORT:
-                    last_prefix = None
                     self._receive_handshake(datagram, source, now)
                     continue
                 last_prefix, receiver, last_source = prefix, prefix[4:], source

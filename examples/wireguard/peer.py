@@ -183,7 +183,7 @@ class Peer:
         if any(packets):
             self._on_data_sent(now)
         is_old = session.is_initiator and now >= session.created + REKEY_AFTER_TIME
-        if is_old or session.sent > REKEY_AFTER_MESSAGES or self._staged:
+        if is_old or session.sent > REKEY_AFTER_MESSAGES:
             self._initiate(now)
 
     def send_keepalive(self, now: float) -> None:
@@ -338,7 +338,6 @@ class Peer:
 
     def _on_handshake_complete(self) -> None:
         self._deadlines[RETRANSMIT] = NEVER
-        self._attempts = 0
         self._is_last_minute = False
         self.last_handshake = self._host.wall_clock()
 
@@ -354,10 +353,14 @@ class Peer:
     # -- timers --------------------------------------------------------------------------------------------------------
 
     def expire(self, now: float) -> None:
-        """Does what is due, the longest due first."""
+        """Does what is due, the longest due first.
+
+        But keys are forgotten before that, or a handshake that another timer begins after a long sleep of the machine
+        would be forgotten with them.
+        """
         deadlines = self._deadlines
         while (when := min(deadlines)) <= now:
-            timer = deadlines.index(when)
+            timer = FORGET if deadlines[FORGET] <= now else deadlines.index(when)
             deadlines[timer] = NEVER
             _HANDLERS[timer](self, now)
         self._host.schedule.add(when, self)

@@ -16,7 +16,7 @@ from wireguard.device import Device
 from wireguard.drops import Drops
 from wireguard.noise import Identity, Initiator, Responder, tai64n
 from wireguard.session import WINDOW, Session
-from wireguard.timers import REKEY_TIMEOUT
+from wireguard.timers import NEVER, REKEY_TIMEOUT
 
 from .support import DELAY, PING, PONG, WALL, Node, Where, World, ipv4, ipv6, pair
 
@@ -188,6 +188,15 @@ def test_only_what_authenticates_moves_a_peer(change: str) -> None:
     assert b.peer(a).endpoint == a.where
 
 
+def test_a_peer_that_moves_within_a_batch_is_where_the_newest_datagram_that_authenticates_came_from() -> None:
+    world, a, b = connect()
+    ((_, datagrams),) = a.device.outbound([PING] * 3, world.now)
+    forged = datagrams[2][:-1] + bytes([datagrams[2][-1] ^ 1])
+    batch = [(datagrams[0], a.where), (datagrams[1], ELSEWHERE), (forged, ("203.0.113.8", 1))]
+    assert b.get(batch) == [PING, PING]
+    assert b.peer(a).endpoint == ELSEWHERE
+
+
 # -- replays -----------------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +215,17 @@ def test_a_replayed_initiation_is_refused_at_any_time() -> None:
     b.device.up()
     b.get([(initiation, ELSEWHERE)])
     assert world.kinds(b).count(2) == 1
+
+
+def test_a_replayed_response_belongs_to_no_handshake() -> None:
+    world, a, b = pair()
+    a.send(PING)
+    world.run(1)
+    (response,) = [each for _, _, _, each in world.sent if each[0] == 2]
+    before = state(a.device)
+    a.get([(response, ELSEWHERE)])
+    assert state(a.device) == before
+    assert a.device.drops == Drops(unknown_receiver=1)
 
 
 def test_initiations_that_come_too_fast_are_refused() -> None:
@@ -446,15 +466,19 @@ def test_a_peer_is_added_once_and_removed_with_all_it_had() -> None:
 
 def test_down_forgets_sessions_and_up_begins_again() -> None:
     world, a, b = connect()
-    a.peer(b).persistent_keepalive = 5
     a.send(PING)
+    a.peer(b).persistent_keepalive = 5
+    assert a.device.next_deadline() == world.now
     a.device.down()
     assert a.device.receivers == {}
     assert a.device.next_deadline() is None
+    assert set(a.peer(b)._deadlines) == {NEVER}
+    world.run(1)
     b.send(PONG)
     a.send(PING)
     world.run(20)
     assert len(a.received) == 1
+    assert world.kinds() == [4, 4, 1]
     world.sent.clear()
     a.device.up()
     world.run(1)

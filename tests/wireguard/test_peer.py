@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from wireguard.drops import Drops
 from wireguard.peer import STAGED
-from wireguard.timers import JITTER, MAX_RETRIES, REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES
+from wireguard.timers import JITTER, MAX_RETRIES, REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES, RETRANSMIT
 
 from .support import DELAY, PING, PONG, Fate, Node, World, ipv4, pair
 
@@ -94,6 +94,10 @@ def test_a_handshake_is_tried_again_with_jitter_and_given_up_in_time() -> None:
     assert 90 <= times[-1] < 90 + 5 + 20 * JITTER
     assert a.device.drops == Drops(queue_full=1)
     assert a.lines[-1].endswith("giving up")
+    assert len(a.device.receivers) == 1
+    world.run(550)
+    assert a.device.receivers == {}
+    assert a.device.next_deadline() is None
 
     world.fate = lambda datagram: [(DELAY, datagram)]
     a.send(PING)
@@ -117,6 +121,7 @@ def test_packets_that_keep_coming_keep_the_handshake_going() -> None:
         a.send(PING)
         world.run(1)
     assert 300 / (5 + JITTER) - 1 <= len(world.sent) <= 60
+    assert not any("giving up" in line for line in a.lines)
     world.fate = lambda datagram: [(DELAY, datagram)]
     world.run(6)
     assert set(b.received) == {PING}
@@ -295,6 +300,27 @@ def test_a_persistent_keepalive_comes_when_it_is_turned_on_and_then_after_each_s
     assert world.kinds(a) == []
 
 
+def test_what_is_received_puts_a_persistent_keepalive_off() -> None:
+    world, a, b = connect()
+    a.peer(b).persistent_keepalive = 25
+    world.run(20)
+    b.peer(a).send_keepalive(world.now)
+    world.run(24)
+    assert world.kinds(a) == [DATA]
+    world.run(2)
+    assert world.kinds(a) == [DATA, DATA]
+
+
+def test_after_a_long_sleep_of_the_machine_a_persistent_keepalive_brings_the_tunnel_up_again() -> None:
+    world, a, b = connect()
+    a.peer(b).persistent_keepalive = 25
+    world.run(10)
+    world.now += 8 * 3600
+    world.sent.clear()
+    world.run(1)
+    assert world.kinds() == [INITIATION, RESPONSE, DATA]
+
+
 def test_a_persistent_keepalive_alone_brings_a_tunnel_up_and_keeps_it() -> None:
     world, a, b = pair()
     a.peer(b).persistent_keepalive = 10
@@ -329,24 +355,41 @@ def test_who_began_renews_a_session_by_sending_after_two_minutes() -> None:
 
 
 def test_who_began_renews_a_session_by_receiving_shortly_before_it_expires() -> None:
+    """Once: then it is a matter of retries. And with the next session again."""
     world, a, b = connect()
-    world.run(163)
-    b.send(PONG)
-    world.run(0.5)
-    assert INITIATION not in world.kinds()
-    world.run(1)
-    world.fate = lambda datagram: [] if datagram[0] == INITIATION else [(DELAY, datagram)]
-    for _ in range(3):
+    for _ in range(2):
+        session = a.peer(b)._current
+        assert session is not None
+        world.run(20)  # until the keepalives that answer what came before are sent
+        world.sent.clear()
+        world.run(session.created + 164 - world.now)
+        b.send(PONG)
+        world.run(0.5)
+        assert INITIATION not in world.kinds()
+        world.run(1)
+        world.fate = lambda datagram: [] if datagram[0] == INITIATION else [(DELAY, datagram)]
         b.send(PONG)
         world.run(0.1)
-    assert world.kinds(a) == [INITIATION]
-    world.run(4)
-    assert world.kinds(a).count(INITIATION) == 1
-    world.fate = lambda datagram: [(DELAY, datagram)]
-    world.run(2)
-    b.send(PONG)
-    world.run(30)
-    assert len(a.received) == 5
+        assert world.kinds(a) == [INITIATION]
+        expected = a.peer(b)._deadlines[RETRANSMIT]
+        while world.now < expected - 0.01:
+            b.send(PONG)
+            world.run(0.01)
+            assert world.kinds(a) == [INITIATION]
+        world.fate = lambda datagram: [(DELAY, datagram)]
+        world.run(0.1)
+        assert world.kinds(a)[1:] == [INITIATION, DATA]
+        assert set(a.received) == {PONG}
+
+
+def test_who_answered_leaves_the_last_minute_to_the_other() -> None:
+    world, a, b = connect()
+    world.run(165)
+    world.fate = lambda datagram: [] if datagram[0] == INITIATION else [(DELAY, datagram)]
+    a.send(PING)
+    world.run(0.1)
+    assert b.received == [PING]
+    assert INITIATION not in world.kinds(b)
 
 
 def test_no_session_is_used_after_three_minutes() -> None:
@@ -420,18 +463,62 @@ def test_what_was_under_way_during_a_handshake_arrives() -> None:
     assert a.device.drops == b.device.drops == Drops()
 
 
+def test_the_session_before_still_receives_when_the_next_one_is_confirmed() -> None:
+    world, a, b = connect()
+    world.run(120)
+    world.fate = lambda datagram: [(1.0 if len(datagram) == 64 else DELAY, datagram)]
+    a.send(PING)
+    world.run(0.5)
+    assert b.peer(a)._previous is not None
+    assert b.received == []
+    world.run(1)
+    assert b.received == [PING]
+
+
 def test_a_session_nobody_confirmed_gives_way_to_the_next_one() -> None:
     world, a, b = connect()
-    world.fate = lambda datagram: [] if datagram[0] in (RESPONSE, DATA) else [(DELAY, datagram)]
     world.run(120)
     a.send(PING)
+    world.run(1)
+    old = b.peer(a)._previous
+    assert old is not None
+    world.run(121)
+    world.fate = lambda datagram: [] if datagram[0] in (RESPONSE, DATA) else [(DELAY, datagram)]
+    a.send(PING)
     world.run(40)
-    assert len(b.device.receivers) == 2  # the current one, and the newest of those that were answered
+    # The current one, and the newest of those that were answered: nobody needs the one before the current one any more.
+    assert len(b.device.receivers) == 2
+    assert b.peer(a)._previous is None
+    assert old.index not in b.device.receivers
     world.fate = lambda datagram: [(DELAY, datagram)]
     a.send(PING)
     world.run(6)
-    assert PING in b.received
+    assert b.received[-1] == PING
     assert len(b.device.receivers) <= 2
+
+
+def test_who_answered_in_vain_and_then_begins() -> None:
+    """What was answered may still arrive, and does not take the place of what is newer."""
+    world, a, b = pair()
+    world.fate = lambda datagram: [(20.0 if datagram[0] == DATA else DELAY, datagram)]
+    a.send(PING)
+    world.run(6)
+    answered = b.peer(a)._next
+    assert answered is not None
+    world.fate = lambda datagram: [(DELAY, datagram)]
+    b.send(PONG)
+    world.run(1)
+    peer = b.peer(a)
+    current = peer._current
+    assert peer._previous is answered
+    assert peer._next is None
+    world.run(15)
+    assert b.received == [PING]
+    assert peer._current is current
+    a.send(PING)
+    b.send(PONG)
+    world.run(1)
+    assert (a.received, b.received) == ([PONG, PONG], [PING, PING])
 
 
 # -- days --------------------------------------------------------------------------------------------------------------
