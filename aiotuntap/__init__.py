@@ -1,5 +1,6 @@
 """Asynchronous, multi-queue TUN/TAP for Linux: every queue of an interface is a stream of frames."""
 
+from ._endpoint import TuntapProtocol, TuntapTransport, create_tuntap_endpoint
 from ._engine import SlowEngineWarning
 from ._errors import (
     DeviceGoneError,
@@ -35,8 +36,11 @@ __all__ = [
     "SlowEngineWarning",
     "Stats",
     "TuntapError",
+    "TuntapProtocol",
     "TuntapQueue",
+    "TuntapTransport",
     "VnetHeader",
     "coalesce",
+    "create_tuntap_endpoint",
     "segment",
 ]

@@ -161,6 +161,9 @@ class DescriptorStream(FrameReader[T]):
         self._wake_now()
 
     def _fill(self) -> None:
+        if self._receiver is not None:
+            self._receiver()
+            return
         room = self._high - len(self._buffer)
         try:
             if room > 0 and self._error is None:
@@ -178,7 +181,10 @@ class DescriptorStream(FrameReader[T]):
 
     def _resume(self) -> None:
         if not self._flowing and self._error is None:
-            self._loop.add_reader(self._fd, _on_readable, weakref.ref(self))
+            if self._receiver is None:
+                self._loop.add_reader(self._fd, _on_readable, weakref.ref(self))
+            else:  # it is called as long as the loop runs, whoever else knows of it
+                self._loop.add_reader(self._fd, self._on_readable)
             self._flowing = True
 
     # -- writing -------------------------------------------------------------------------------------------------------
@@ -336,19 +342,26 @@ class DescriptorStream(FrameReader[T]):
     async def _wait_writable(self) -> None:
         """Returns when another try may succeed, or fail for good."""
         self._check_loop()
+        turn, timer = self._ask_for_room()
+        try:
+            await turn
+        finally:
+            self._forget_room(turn, timer)
+
+    def _ask_for_room(self) -> tuple[asyncio.Future[None], asyncio.TimerHandle]:
+        """A future that is done when another try may succeed, or fail for good. Then, or before, `_forget_room` it."""
         turn = self._loop.create_future()
         if not self._writers:
             self._loop.add_writer(self._fd, _on_writable, weakref.ref(self))
         self._writers.append(turn)
-        timer = self._loop.call_later(_RECHECK, _set_done, turn)
-        try:
-            await turn
-        finally:
-            timer.cancel()
-            if turn in self._writers:
-                self._writers.remove(turn)
-                if not self._writers:
-                    self._loop.remove_writer(self._fd)
+        return turn, self._loop.call_later(_RECHECK, set_done, turn)
+
+    def _forget_room(self, turn: asyncio.Future[None], timer: asyncio.TimerHandle) -> None:
+        timer.cancel()
+        if turn in self._writers:
+            self._writers.remove(turn)
+            if not self._writers:
+                self._loop.remove_writer(self._fd)
 
     def _on_writable(self) -> None:
         self._loop.remove_writer(self._fd)
@@ -357,7 +370,7 @@ class DescriptorStream(FrameReader[T]):
     def _wake_writers(self) -> None:
         writers, self._writers = self._writers, deque()
         for turn in writers:
-            _set_done(turn)
+            set_done(turn)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -403,6 +416,6 @@ def _on_writable(reference: weakref.ref[DescriptorStream[T]]) -> None:
         stream._on_writable()
 
 
-def _set_done(turn: asyncio.Future[None]) -> None:
+def set_done(turn: asyncio.Future[None]) -> None:
     if not turn.done() and not turn.get_loop().is_closed():
         turn.set_result(None)

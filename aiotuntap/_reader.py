@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from threading import get_ident
 from time import monotonic
 from typing import Generic, NoReturn, Self, TypeVar
@@ -48,6 +49,7 @@ class FrameReader(Owning, Generic[T]):
         "_low",
         "_more",
         "_readers",
+        "_receiver",
         "_thread",
         "_turns",
     )
@@ -68,6 +70,8 @@ class FrameReader(Owning, Generic[T]):
         self._error: Exception | None = None
         #: Whether the source fills the buffer by itself.
         self._flowing = False
+        #: Called by the loop, where a reader would be woken, when there may be frames, and once when nothing more can come.
+        self._receiver: Callable[[], object] | None = None
         #: Whether the source may have more frames: it had when it was last asked, or was asked for one only.
         self._more = False
 
@@ -112,6 +116,8 @@ class FrameReader(Owning, Generic[T]):
         self._more = False
         if self._readers:
             self._readers[0].give()
+        if self._receiver is not None and not self._loop.is_closed():
+            self._loop.call_soon(self._receiver)
 
     def _wrong_caller(self) -> NoReturn:
         """Called from a thread that is not the loop's, or from another loop."""

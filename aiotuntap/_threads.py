@@ -84,7 +84,10 @@ def collect(owner: object, loop: asyncio.AbstractEventLoop, thread: int, pid: in
         return
     try:
         warnings.warn(
-            f"unclosed {owner!r}: call aclose(), or use 'async with'", ResourceWarning, stacklevel=2, source=owner
+            f"unclosed {owner!r}: call aclose(), or use 'async with'; of an endpoint, close the transport",
+            ResourceWarning,
+            stacklevel=2,
+            source=owner,
         )
     finally:  # the warning may be made an error
         if loop.is_running() and threading.get_ident() != thread:

@@ -138,6 +138,7 @@ class UdpStream(DescriptorStream[Any]):
         "_icmp_errors",
         "_local",
         "_mark",
+        "_met_error",
         "_names",
         "_netns",
         "_received_together",
@@ -220,6 +221,8 @@ class UdpStream(DescriptorStream[Any]):
         #: As in `Stats`: super-frames read, segments made, super-frames written, frames coalesced, super-frames refused.
         self._super_frames = [0] * 5
         self._icmp_errors = 0
+        #: Whether the socket has reported an error since it was last registered.
+        self._met_error = False
         keep_freed_memory()
         self._resume()
 
@@ -373,13 +376,15 @@ class UdpStream(DescriptorStream[Any]):
         if number in _DEAD:
             self._fail(self._failure(number))
         else:
+            self._met_error = True
             self._icmp_errors += 1  # there may be datagrams behind it
 
     def _on_readable(self) -> None:
         before = self._frames_read
         super()._on_readable()
-        # It was woken by an ICMP error, perhaps, and at an error libuv, which uvloop is made of, stops watching.
-        if self._flowing and self._frames_read == before:
+        # If an ICMP error woke it, libuv, which uvloop is made of, has stopped watching.
+        if self._flowing and (self._met_error or self._frames_read == before):
+            self._met_error = False
             self._pause()
             self._resume()
 
@@ -516,6 +521,8 @@ class UdpStream(DescriptorStream[Any]):
         )
         self._super_frames[2] += messages
         self._super_frames[3] += coalesced
+        if number > 0:
+            self._met_error = True
         if tried > 1 and number in _NOT_TOGETHER:
             alone, other, *_ = self._engine.send_batch(self._sock, self._max_frame, 0, start + sent, 1, frames, to)
             if alone:
@@ -540,6 +547,7 @@ class UdpStream(DescriptorStream[Any]):
             raise InvalidFrameError(f"a datagram of {size} bytes: there can be {self._max_frame} at most")
         if number == errno.EAGAIN or number in _DEAD:
             return number
+        self._met_error = True
         pieces: Any = frame if isinstance(frame, (list, tuple)) else [frame]
         ways: list[Address | None] = [cast("Address | None", to)] * (_TRIES if number in _ICMP else 1)
         if isinstance(to, Address) and to.local:

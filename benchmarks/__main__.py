@@ -15,6 +15,7 @@ BENCHMARKS = {
     "uso": "UDP datagrams of 1400 bytes, frame by frame, passed through and transparent, C = 1",
     "segmentation": "`segment` and `coalesce` by themselves: Gb/s, and ns a frame, beside C that copies and sums",
     "tunnel": "TCP through an encrypting tunnel: CPU time of a byte with offloads, without = 1",
+    "udp": "UDP datagrams of 1400 bytes between two processes: C, `UdpStream`, and the loop's own endpoint",
     "workers": "examples/workers.py with 20 µs of work a frame: two processes, one process = 1",
     "wireguard": "examples/wireguard and wireguard-go: TCP and ping, pair of wireguard-go = 1, and 1000 peers",
     "wireguard-core": "examples/wireguard without descriptors: µs a packet, the cipher alone = 1",

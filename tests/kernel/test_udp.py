@@ -396,6 +396,27 @@ async def test_a_reader_waits_on_through_icmp_errors() -> None:
             assert await reader == [b"hello"]
 
 
+async def test_datagrams_behind_an_icmp_error_are_read_and_so_are_later_ones() -> None:
+    """libuv stops watching a socket at an error, also where datagrams came with it."""
+    here, there = free_ports("127.0.0.1")
+    async with UdpStream(f"127.0.0.1:{here}", f"127.0.0.1:{there}") as stream:
+        for number in range(5):
+            await settle()
+            stream.write_frame_nowait(b"nobody listens")
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:  # the loop does not poll in between
+                peer.bind(("127.0.0.1", there))
+                peer.connect(("127.0.0.1", here))
+                peer.send(b"%d" % number)
+                if number % 2:
+                    stream.write_frame_nowait(b"this one meets the error")
+                assert await asyncio.wait_for(stream.read_frame(), 10) == b"%d" % number
+                reader = asyncio.ensure_future(stream.read_frame())
+                await settle()
+                peer.send(b"later")
+                assert await asyncio.wait_for(reader, 10) == b"later"
+        assert stream.stats.icmp_errors == 5
+
+
 async def test_no_route_is_told_and_ends_nothing() -> None:
     with two_namespaces() as (one, other):
         async with (

@@ -230,6 +230,11 @@ def test_tai64n_of_the_epoch() -> None:
     assert tai64n(1_000_000_000).hex() == "400000000000000b" + "00000000"
 
 
+def test_times_within_a_sixtieth_of_a_second_look_the_same() -> None:
+    assert tai64n(2**24 - 1) == tai64n(0)
+    assert tai64n(2**24).hex() == "400000000000000a" + "01000000"
+
+
 @given(st.integers(0, 2**62), st.integers(0, 2**62))
 def test_later_is_never_less_and_a_fiftieth_of_a_second_later_is_more(one: int, other: int) -> None:
     early, late = sorted((one, other))

@@ -99,6 +99,10 @@ def test_a_handshake_is_tried_again_with_jitter_and_given_up_in_time() -> None:
     assert a.device.receivers == {}
     assert a.device.next_deadline() is None
 
+    # The next packet has as many attempts.
+    a.send(PING)
+    world.run(200)
+    assert len(world.sent) == 2 * (MAX_RETRIES + 2)
     world.fate = lambda datagram: [(DELAY, datagram)]
     a.send(PING)
     world.run(1)

@@ -15,8 +15,8 @@ KEYS = Keys(b"s" * 32, b"r" * 32)
 
 
 def ends() -> tuple[Session, Session]:
-    ours = Session(KEYS, b"OURS", b"THEI", is_initiator=True, now=0)
-    theirs = Session(Keys(KEYS.receive, KEYS.send), b"THEI", b"OURS", is_initiator=False, now=0)
+    ours = Session(KEYS, b"OURS", b"HERS", is_initiator=True, now=0)
+    theirs = Session(Keys(KEYS.receive, KEYS.send), b"HERS", b"OURS", is_initiator=False, now=0)
     return ours, theirs
 
 
@@ -116,7 +116,7 @@ def test_a_datagram_is_as_the_whitepaper_says() -> None:
     ours, _ = ends()
     ours.sent = 0x0102030405060708
     (datagram,) = ours.seal([b"packet"], 1420)
-    assert datagram[:16] == b"\x04\0\0\0THEI" + bytes.fromhex("0807060504030201")
+    assert datagram[:16] == b"\x04\0\0\0HERS" + bytes.fromhex("0807060504030201")
     nonce = bytes(4) + datagram[8:16]
     assert ChaCha20Poly1305(KEYS.send).decrypt(nonce, datagram[16:], None) == b"packet".ljust(16, b"\0")
 
@@ -171,7 +171,7 @@ def test_a_changed_datagram_does_not_authenticate_and_the_right_one_still_does(w
 def test_noise_is_dropped(noise: bytes) -> None:
     _, theirs = ends()
     drops = Drops()
-    assert theirs.open([b"\x04\0\0\0THEI" + noise], drops) == []
+    assert theirs.open([b"\x04\0\0\0HERS" + noise], drops) == []
     assert drops.malformed + drops.forged == 1
 
 
@@ -202,7 +202,7 @@ def test_a_counter_beyond_the_last_is_refused(counter: int) -> None:
     raw = counter.to_bytes(8, "little")
     sealed = ChaCha20Poly1305(KEYS.send).encrypt(bytes(4) + raw, b"", None)
     drops = Drops()
-    assert theirs.open([b"\x04\0\0\0THEI" + raw + sealed], drops) == []
+    assert theirs.open([b"\x04\0\0\0HERS" + raw + sealed], drops) == []
     assert drops == Drops(replayed=1)
 
 

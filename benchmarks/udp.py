@@ -1,0 +1,91 @@
+"""UDP datagrams from one process to another over a veth: how many arrive each second, and what the receiver needs for each.
+
+The sender waits for nobody: what the receiver has no time for is dropped in front of it.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from contextlib import contextmanager
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import lab
+from .report import LOOPS, ratio, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .native import Loops
+
+#: Bytes of a datagram, datagrams in a batch, and the port that `datagrams` has too.
+_SIZE, _COUNT, _PORT = 1400, 45, 5004
+_ADDRESS = "10.55.1.2"
+#: Milliseconds before counting begins.
+_WARM_UP = 300
+_C = "C, UDP_SEGMENT and UDP_GRO"
+_KINDS = {
+    "UdpStream": "stream",
+    "UdpStream(gso=False, gro=False)": "single",
+    "the loop's datagram endpoint": "endpoint",
+}
+_CONTESTANTS: dict[str, tuple[str, str] | None] = {
+    _C: None,
+    **{f"{label}, {loop}": (loop, how) for label, how in _KINDS.items() for loop in LOOPS},
+}
+
+
+class _Result(NamedTuple):
+    #: Datagrams a second.
+    rate: float
+    #: CPU time of the receiver for each, in nanoseconds.
+    cost: float
+
+
+@contextmanager
+def _joined() -> Iterator[tuple[str, str]]:
+    with lab.namespaces(2) as (left, right):
+        lab.ip(left, "link", "add", "u0", "type", "veth", "peer", "name", "u1", "netns", right)
+        for netns, name, address in ((left, "u0", "10.55.1.1/24"), (right, "u1", f"{_ADDRESS}/24")):
+            lab.ip(netns, "address", "add", address, "dev", name)
+            lab.ip(netns, "link", "set", name, "up")
+        yield left, right
+
+
+def _measure(kind: tuple[str, str] | None, left: str, right: str, loops: Loops, milliseconds: int) -> _Result:
+    times = [str(_WARM_UP), str(milliseconds)]
+    if kind is None:
+        send = lab.python_module("datagrams", "send", left, _ADDRESS, str(_SIZE), str(_COUNT), "1", loops.path)
+        count = lab.python_module("datagrams", "count", right, *times, "0", loops.path)
+    else:
+        send = lab.python_module("udp_end", "send", *kind, left, _ADDRESS, str(_PORT), str(_SIZE), str(_COUNT))
+        count = lab.python_module("udp_end", "count", *kind, right, str(_PORT), *times)
+    with lab.child(send):
+        done = subprocess.run(count, check=True, capture_output=True, text=True, timeout=30)
+    datagrams, nanoseconds, used = map(int, done.stdout.split())
+    if not datagrams:
+        raise SystemExit(f"{kind}: no datagram arrived")
+    return _Result(datagrams / nanoseconds * 1e9, used / datagrams)
+
+
+def run(loops: Loops, rounds: int, quick: bool) -> None:
+    results: dict[str, list[_Result]] = {label: [] for label in _CONTESTANTS}
+    with _joined() as (left, right):
+        for _ in range(rounds):
+            for label in random.sample(list(_CONTESTANTS), len(_CONTESTANTS)):
+                results[label].append(_measure(_CONTESTANTS[label], left, right, loops, 500 if quick else 1000))
+    fastest_endpoint = results[f"the loop's datagram endpoint, {'uvloop' if 'uvloop' in LOOPS else 'asyncio'}"]
+    rows = []
+    for label, mine in results.items():
+        rows.append(
+            [
+                label,
+                ratio([one.rate / c.rate for one, c in zip(mine, results[_C], strict=True)]),
+                ratio([one.rate / other.rate for one, other in zip(mine, fastest_endpoint, strict=True)]),
+                f"{median(one.rate for one in mine):.0f}",
+                f"{median(one.cost for one in mine):.0f}",
+            ]
+        )
+    heads = ["both ends", "datagrams, C = 1", "endpoint on uvloop = 1", "datagrams a second", "receiver, ns a datagram"]
+    table(f"UDP datagrams of {_SIZE} bytes from one process to another", heads, rows)
