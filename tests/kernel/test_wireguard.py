@@ -392,6 +392,41 @@ def test_a_port_that_is_taken(station: End) -> None:
         assert listening(station) == {before, number}
 
 
+def test_a_port_that_was_taken_while_the_interface_was_down(station: End) -> None:
+    """It is up, and can be set up, until it gets another port."""
+    ip("-n", station.netns, "link", "set", station.name, "down")
+    wait_until(lambda: not listening(station), "it does not listen any more")
+    with socket_in(station.netns) as taken:
+        number = taken.getsockname()[1]
+        station.set("listen-port", str(number))
+        ip("-n", station.netns, "link", "set", station.name, "up")
+        station.set("peer", new_key()[1])
+        station.set("listen-port", "7779")
+        wait_until(lambda: listening(station) == {7779, number}, "it listens")
+    station.set("listen-port", str(number))
+    assert listening(station) == {number}
+
+
+def test_the_socket_stays_where_the_program_is() -> None:
+    """The interface alone moves, so that a namespace can have no way out but the tunnel."""
+    with star("ours", "go") as (first, second), named_netns() as inside_:
+        first.inner, second.inner = ["10.20.0.1/24"], ["10.20.0.2/24"]
+        first.start()
+        second.start(51820)
+        second.add(first, ["10.20.0.1/32"])
+        first.add(second, ["10.20.0.2/32"], f"{second.outer[0]}:51820")
+        assert first.reaches("10.20.0.2")
+        outside, port = first.netns, first.port
+        ip("-n", outside, "link", "set", first.name, "netns", inside_)
+        wait_until(lambda: not listening(first), "it does not listen any more")
+        ip("-n", inside_, "address", "add", "10.20.0.1/24", "dev", first.name)
+        ip("-n", inside_, "link", "set", first.name, "up")
+        wait_until(lambda: listening(first) == {port}, "it listens again")
+        first.netns = inside_
+        assert first.reaches("10.20.0.2")
+        assert not listening(first)
+
+
 def socket_in(netns: str) -> socket.socket:
     def make() -> socket.socket:
         made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
