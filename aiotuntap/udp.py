@@ -44,6 +44,9 @@ _MOST_ADDRESSES = 4096
 # Seconds for which datagrams leave one by one that could not leave together.
 _PAUSE = 10.0
 
+# Datagrams in one message. Linux 5.10 counts the headers too, and so has no room for the last one.
+_MOST_IN_RUN, _MOST_IN_OLD_RUN = 64, 63
+
 # What the kernel answers where datagrams cannot leave together: the device cannot complete checksums (EIO), or they are
 # larger than the way takes.
 _NOT_TOGETHER = (errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
@@ -139,6 +142,7 @@ class UdpStream(DescriptorStream[Any]):
         "_local",
         "_mark",
         "_met_error",
+        "_most",
         "_names",
         "_netns",
         "_received_together",
@@ -216,6 +220,8 @@ class UdpStream(DescriptorStream[Any]):
         #: Bytes of the largest datagram that leaves together with others, and when that is tried again.
         self._together = self._max_frame if self._gso else 0
         self._retry_at = 0.0
+        #: Datagrams that are sent in one call at most.
+        self._most = MOST
         #: Datagrams in each message of several, when `_pull` last met one; 0 if it left the next one where it was.
         self._received_together = 0
         #: As in `Stats`: super-frames read, segments made, super-frames written, frames coalesced, super-frames refused.
@@ -517,12 +523,15 @@ class UdpStream(DescriptorStream[Any]):
         if self._together < self._max_frame and self._gso and monotonic() >= self._retry_at:
             self._together = self._max_frame
         sent, number, tried, messages, coalesced = self._engine.send_batch(
-            self._sock, self._max_frame, self._together, start, MOST, frames, to
+            self._sock, self._max_frame, self._together, start, self._most, frames, to
         )
         self._super_frames[2] += messages
         self._super_frames[3] += coalesced
         if number > 0:
             self._met_error = True
+        if tried == _MOST_IN_RUN and number == errno.EINVAL:
+            self._most = _MOST_IN_OLD_RUN
+            return sent, 0
         if tried > 1 and number in _NOT_TOGETHER:
             alone, other, *_ = self._engine.send_batch(self._sock, self._max_frame, 0, start + sent, 1, frames, to)
             if alone:

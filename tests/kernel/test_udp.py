@@ -29,7 +29,7 @@ from aiotuntap import (
     QueueClosedError,
     SetupError,
 )
-from aiotuntap._datagrams import SOL_UDP, UDP_SEGMENT
+from aiotuntap._datagrams import SOL_UDP, UDP_GRO, UDP_SEGMENT
 from aiotuntap._engine import NATIVE, PYTHON
 from aiotuntap.testing import check_packet_stream
 from aiotuntap.udp import Address, UdpStream
@@ -108,14 +108,23 @@ async def test_it_is_one_without_segmentation(engine: object) -> None:
 # -- batches -----------------------------------------------------------------------------------------------------------
 
 
+def messages_stay_whole(host: str) -> bool:
+    """Whether loopback hands over a message of several datagrams as one. Linux 5.10 segments it before."""
+    with plain_socket(host.strip("[]")) as peer, plain_socket(host.strip("[]")) as sock:
+        peer.setsockopt(SOL_UDP, UDP_GRO, 1)
+        sock.sendmsg([b"abcd"], [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", 2))], 0, peer.getsockname())
+        return len(peer.recv(100)) == 4
+
+
 @pytest.mark.parametrize("host", HOSTS)
 async def test_datagrams_of_one_size_leave_and_come_in_one_message(host: str) -> None:
     async with pair(host) as (left, right):
         sent = [bytes([number]) * 1400 for number in range(40)] + [b"the last one is shorter"]
         await left.write_frames(sent)
-        assert await right.read_frames() == sent
+        assert await read_all(right, 41) == sent
         assert (left.stats.super_frames_written, left.stats.frames_coalesced) == (1, 41)
-        assert (right.stats.super_frames_read, right.stats.segments_made) == (1, 41)
+        expected = (1, 41) if messages_stay_whole(host) else (0, 0)
+        assert (right.stats.super_frames_read, right.stats.segments_made) == expected
         assert left.stats.frames_written == right.stats.frames_read == 41
 
 
@@ -125,7 +134,8 @@ async def test_any_receiver_gets_the_datagrams() -> None:
             sent = [bytes([number]) * size for number, size in enumerate([700] * 70 + [5, 0, 5, 5, 9, 9, 2, 2, 0, 0])]
             await stream.write_frames(sent)
             assert [(await receive_from(peer))[0] for _ in sent] == sent
-            # 64 of 700 bytes, the other 6 with the 5 that is shorter, 5 and 5, 9 and 9 and 2; each of no bytes is alone.
+            # 64 of 700 bytes (63 with Linux 5.10), the others with the 5 that is shorter, 5 and 5, 9 and 9 and 2; each of
+            # no bytes is alone.
             assert stream.stats.super_frames_written == 4
             assert stream.stats.frames_coalesced == 64 + 7 + 2 + 3
 
@@ -240,6 +250,24 @@ async def test_what_cannot_leave_together_leaves_one_by_one(number: int) -> None
         if number != errno.EIO:  # smaller ones have a chance
             await left.write_frames([b"ab", b"cd"])
             assert tried == [500, 2]
+
+
+async def test_a_kernel_that_counts_the_headers_gets_one_datagram_less() -> None:
+    async with pair() as (left, right):
+        engine = left._engine
+
+        def send_batch(
+            sock: socket.socket, largest: int, together: int, start: int, most: int, frames: Sequence[Any], to: Any
+        ) -> tuple[int, int, int, int, int]:
+            if most >= 64 <= len(frames) - start:
+                return 0, errno.EINVAL, 64, 0, 0
+            return engine.send_batch(sock, largest, together, start, most, frames, to)
+
+        left._engine = replace(engine, send_batch=send_batch)
+        sent = [bytes([number]) * 10 for number in range(130)]
+        await left.write_frames(sent)
+        assert await read_all(right, 130) == sent
+        assert (left.stats.super_frames_written, left.stats.super_frames_refused) == (3, 0)
 
 
 async def test_it_is_tried_again_after_a_while() -> None:
@@ -599,6 +627,9 @@ async def test_a_forgotten_stream_is_closed_with_a_warning() -> None:
     stream: UdpStream | None = await UdpStream("127.0.0.1:0").open()
     assert stream is not None
     fd = stream.fileno()
+    for thread in threading.enumerate():  # the one that opened it may not have ended yet
+        if thread is not threading.current_thread():
+            thread.join(10)
     with pytest.warns(ResourceWarning, match="unclosed <UdpStream 127"):
         del stream
         gc.collect()

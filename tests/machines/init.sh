@@ -13,6 +13,9 @@ for each in proc:/proc sysfs:/sys devtmpfs:/dev tmpfs:/run tmpfs:/dev/shm devpts
 done 2>/dev/null
 mkdir -m 1777 /run/tmp
 [ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
+for each in 0:stdin 1:stdout 2:stderr; do
+    [ -e "/dev/${each#*:}" ] || ln -s "/proc/self/fd/${each%:*}" "/dev/${each#*:}"
+done
 # The kernel loads what a test asks for (bridge, veth, vxlan) from its own package.
 printf '#!/bin/sh\nexec modprobe -d %s "$@"\n' "$AIOTUNTAP_KERNEL" >/run/modprobe
 chmod +x /run/modprobe
