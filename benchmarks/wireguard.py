@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -82,11 +83,21 @@ def _start(stack: ExitStack, kind: str, netns: str, name: str) -> int:
     command = ["env", "WG_PROCESS_FOREGROUND=1", *_KINDS[kind], name]
     pid = stack.enter_context(lab.child(lab.in_namespace(netns, command), ready=None, quiet=True))
     end = time.monotonic() + _PATIENCE
-    while subprocess.run(["wg", "show", name], check=False, capture_output=True).returncode != 0:
+    while not _listens(name):
         if time.monotonic() > end:
             raise SystemExit(f"{kind}: wg does not reach it after {_PATIENCE} seconds")
         time.sleep(0.005)
     return pid
+
+
+def _listens(name: str) -> bool:
+    """Not asked by wg, which deletes a socket that nobody listens on yet."""
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(f"/var/run/wireguard/{name}.sock")
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
 
 
 def _configuration(key: _Key, peers: dict[str, list[str]]) -> str:

@@ -18,7 +18,7 @@ import pytest
 from aiotuntap import _abi
 
 from .support import inside, ip, link, named_netns, needs_root, unique
-from .wireguard_ends import ROOT, SOCKETS, End, end, example, kill, new_key, running, star, wait_until, wg
+from .wireguard_ends import ROOT, SOCKETS, End, end, example, kill, listens, new_key, running, star, wait_until, wg
 
 pytestmark = [needs_root, pytest.mark.timeout(120)]
 
@@ -165,7 +165,7 @@ def test_a_socket_of_a_program_that_died_makes_room(name: str) -> None:
         kill(process)
         assert socket_of(name).exists()
     with subprocess.Popen(example("-f", name), cwd=ROOT, text=True) as process:
-        wait_until(lambda: wg("show", name, check=False), "wg reaches it")
+        wait_until(lambda: listens(name), "wg reaches it")
         end(process)
 
 

@@ -36,6 +36,16 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = _PAT
         time.sleep(0.02)
 
 
+def listens(name: str) -> bool:
+    """Not asked by wg, which deletes a socket that nobody listens on yet."""
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(SOCKETS / f"{name}.sock"))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+
 def wg(*arguments: str, text: str = "", check: bool = True) -> str:
     """What wg says. It finds interfaces by their sockets, in whichever namespace they are."""
     run = subprocess.run(["wg", *arguments], input=text, capture_output=True, text=True, check=False, timeout=_PATIENCE)
@@ -63,7 +73,7 @@ def running(command: Sequence[str], name: str, **options: object) -> Iterator[su
     """A program in the foreground, from when wg can reach it until the block ends."""
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.DEVNULL, **options)  # type: ignore[call-overload]
     try:
-        wait_until(lambda: process.poll() is not None or (SOCKETS / f"{name}.sock").exists(), f"{command} is ready")
+        wait_until(lambda: process.poll() is not None or listens(name), f"{command} is ready")
         assert process.poll() is None, f"{command} ended with {process.returncode}"
         yield process
     finally:
