@@ -159,6 +159,8 @@ def send_pieces(sock: socket.socket, pieces: Sequence[Buffer], to: Address | Non
 
 
 def _send(sock: socket.socket, pieces: Sequence[Buffer], segment: bytes, to: Address | None) -> int:
+    if to is not None and to.family is socket.AF_INET6 and sock.family is socket.AF_INET:
+        return errno.EAFNOSUPPORT  # else it would be looked up as the name of a host
     control: list[tuple[int, int, bytes]] = []
     if segment:
         control.append((SOL_UDP, UDP_SEGMENT, segment))

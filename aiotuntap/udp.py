@@ -46,7 +46,10 @@ _PAUSE = 10.0
 
 # What the kernel answers where datagrams cannot leave together: the device cannot complete checksums (EIO), or they are
 # larger than the way takes.
-_NOT_TOGETHER = (errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
+_NOT_TOGETHER = (errno.EIO, errno.EINVAL, errno.EMSGSIZE)
+
+# What it answers where the own address that a datagram is to leave from is gone.
+_NOT_OWN = (errno.EINVAL, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENODEV)
 
 # What an ICMP error becomes. The kernel reports it once, to whatever is called next, which then did nothing.
 _ICMP = (
@@ -133,6 +136,7 @@ class UdpStream(DescriptorStream[Any]):
 
     __slots__ = (
         "_addresses",
+        "_apart",
         "_gro",
         "_gso",
         "_icmp_errors",
@@ -143,12 +147,12 @@ class UdpStream(DescriptorStream[Any]):
         "_netns",
         "_received_together",
         "_remote",
-        "_retry_at",
         "_reuse_port",
         "_sock",
         "_super_frames",
-        "_together",
     )
+
+    _smallest = 0
 
     def __init__(
         self,
@@ -193,12 +197,14 @@ class UdpStream(DescriptorStream[Any]):
         if self._closed:
             raise RuntimeError("this UdpStream was closed before it was opened: make a new one")
         sock = await run_in_thread(self._make_socket, undo=socket.socket.close)
+        if self._closed or self._thread:
+            sock.close()
+            raise QueueClosedError("this UdpStream was closed, or opened, while it was being opened")
+        self._sock = sock
         try:
-            if self._closed or self._thread:
-                raise QueueClosedError("this UdpStream was closed, or opened, while it was being opened")
             self._begin(sock)
         except BaseException:
-            sock.close()
+            self._release()
             raise
         return self
 
@@ -209,13 +215,11 @@ class UdpStream(DescriptorStream[Any]):
             _LARGEST[socket.AddressFamily(sock.family)],
             (self._high, self._low),
         )
-        self._sock = sock
         self._local = _address(sock.getsockname())
         self._remote = None if self._names[1] is None else _address(sock.getpeername())
         self._addresses = None if self._remote else _Addresses()
-        #: Bytes of the largest datagram that leaves together with others, and when that is tried again.
-        self._together = self._max_frame if self._gso else 0
-        self._retry_at = 0.0
+        #: Where datagrams could not leave together: bytes of the largest that can, and when more is tried again.
+        self._apart: dict[bytes | None, tuple[int, float]] = {}
         #: Datagrams in each message of several, when `_pull` last met one; 0 if it left the next one where it was.
         self._received_together = 0
         #: As in `Stats`: super-frames read, segments made, super-frames written, frames coalesced, super-frames refused.
@@ -326,7 +330,7 @@ class UdpStream(DescriptorStream[Any]):
         """What went through since it was opened, as a new snapshot. Datagrams count when they leave the kernel.
 
         ``super_frames_refused`` are messages that the kernel did not take while it took their datagrams one by one; for
-        ten seconds, datagrams of that size are then sent one by one.
+        ten seconds, datagrams of that size are then sent to that address one by one.
         """
         if not self._thread:
             return UdpStats()
@@ -514,27 +518,46 @@ class UdpStream(DescriptorStream[Any]):
     def _write_batch(self, frames: Sequence[Frame], start: int, to: bytes | None) -> tuple[int, int]:
         if self._closed:
             return 0, errno.EBADF
-        if self._together < self._max_frame and self._gso and monotonic() >= self._retry_at:
-            self._together = self._max_frame
+        together = self._most_together(to) if self._gso else 0
+        sent, number, tried = self._send(frames, start, MOST, together, to)
+        if tried > 1 and number == errno.EMSGSIZE and to is None:  # an ICMP error would be told once
+            again, number, tried = self._send(frames, start + sent, tried, together, to)
+            sent += again
+            self._icmp_errors += number != errno.EMSGSIZE
+        if tried > 1 and number in _NOT_TOGETHER:
+            alone, other, _ = self._send(frames, start + sent, 1, 0, to)
+            if alone:
+                self._send_apart(number, size_of(frames[start + sent]), to)
+            sent, number = sent + alone, other
+        return sent, errno.EAGAIN if number == errno.ENOBUFS else number
+
+    def _send(
+        self, frames: Sequence[Frame], start: int, most: int, together: int, to: bytes | None
+    ) -> tuple[int, int, int]:
         sent, number, tried, messages, coalesced = self._engine.send_batch(
-            self._sock, self._max_frame, self._together, start, MOST, frames, to
+            self._sock, self._max_frame, together, start, most, frames, to
         )
         self._super_frames[2] += messages
         self._super_frames[3] += coalesced
         if number > 0:
             self._met_error = True
-        if tried > 1 and number in _NOT_TOGETHER:
-            alone, other, *_ = self._engine.send_batch(self._sock, self._max_frame, 0, start + sent, 1, frames, to)
-            if alone:
-                self._send_apart(number, size_of(frames[start + sent]))
-            sent, number = sent + alone, other
-        return sent, errno.EAGAIN if number == errno.ENOBUFS else number
+        return sent, number, tried
 
-    def _send_apart(self, number: int, size: int) -> None:
+    def _most_together(self, to: bytes | None) -> int:
+        """Bytes of the largest datagram that leaves together with others."""
+        if to in self._apart:
+            size, until = self._apart[to]
+            if monotonic() < until:
+                return size
+            del self._apart[to]
+        return self._max_frame
+
+    def _send_apart(self, number: int, size: int, to: bytes | None) -> None:
         """Datagrams of so many bytes cannot leave together there now, though each can."""
         self._super_frames[4] += 1
-        self._together = 0 if number == errno.EIO else size - 1
-        self._retry_at = monotonic() + _PAUSE
+        if len(self._apart) >= _MOST_ADDRESSES:
+            self._apart.clear()
+        self._apart[to] = 0 if number == errno.EIO else size - 1, monotonic() + _PAUSE
 
     def _write_closely(self, number: int, frame: Frame, to: bytes | None = None) -> int:
         if number == WRONG_THREAD:
@@ -549,15 +572,17 @@ class UdpStream(DescriptorStream[Any]):
             return number
         self._met_error = True
         pieces: Any = frame if isinstance(frame, (list, tuple)) else [frame]
-        ways: list[Address | None] = [cast("Address | None", to)] * (_TRIES if number in _ICMP else 1)
-        if isinstance(to, Address) and to.local:
-            ways.append(to.remote)  # the own address that it was to leave from may be gone
-        for way in ways:
+        way = cast("Address | None", to)
+        for _ in range(_TRIES):
+            if way is not None and number in _NOT_OWN:
+                way = way.remote
             before, number = number, send_pieces(self._sock, pieces, way)
-            if before in _ICMP and number != before:
+            if way is None and before in _ICMP and number != before:
                 self._icmp_errors += 1
             if number in (0, errno.EAGAIN, errno.ENOBUFS):
                 return number and errno.EAGAIN
+            if number not in (*_ICMP, *_NOT_OWN):
+                break
         return number
 
     def _refusal(self, number: int) -> Exception:
