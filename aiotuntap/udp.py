@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import socket
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -34,6 +35,9 @@ __all__ = ["Address", "AnyAddress", "UdpStats", "UdpStream"]
 # Bytes that are enough for one batch, and that the kernel is asked to keep either way while nobody takes them.
 _ENOUGH = 1 << 18
 _ROOM = 1 << 22
+
+# SO_MARK is without a sign, and what Python makes of a number is not.
+_MARK = struct.Struct("=I")
 
 # What fits into a datagram of each family.
 _LARGEST = {socket.AF_INET: 65507, socket.AF_INET6: 65527}
@@ -174,6 +178,8 @@ class UdpStream(DescriptorStream[Any]):
         self._engine = _engine.engine
         self._names = split(local), None if remote is None else split(remote)
         _check_families(*self._names)
+        if mark is not None:
+            _pack_mark(mark)
         self._high, self._low = parse_read_buffer(read_buffer)
         self._netns = None if netns is None else parse_namespace(netns)
         self._gso, self._gro, self._reuse_port, self._mark = gso, gro, reuse_port, mark
@@ -259,7 +265,7 @@ class UdpStream(DescriptorStream[Any]):
         if self._reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if self._mark is not None:
-            _try(f"mark datagrams with {self._mark}", sock.setsockopt, socket.SOL_SOCKET, socket.SO_MARK, self._mark)
+            _set_mark(sock, self._mark)
         for forced, option in ((32, socket.SO_SNDBUF), (33, socket.SO_RCVBUF)):  # SO_SNDBUFFORCE, SO_RCVBUFFORCE
             try:
                 sock.setsockopt(socket.SOL_SOCKET, forced, _ROOM)
@@ -342,9 +348,10 @@ class UdpStream(DescriptorStream[Any]):
 
         Raises:
             SetupError: It takes CAP_NET_ADMIN.
+            ValueError: *mark* is not a number of 32 bits.
         """
         self._check_loop()
-        _try(f"mark datagrams with {mark}", self._sock.setsockopt, socket.SOL_SOCKET, socket.SO_MARK, mark)
+        _set_mark(self._sock, mark)
 
     def _check_loop(self) -> None:
         if not self._thread or asyncio.get_running_loop() is not self._loop:
@@ -646,6 +653,17 @@ def _sockaddr(sock: socket.socket, host: str, port: int) -> tuple[str, int] | tu
         return "", port
     address = pack(host, port)
     return (address.host, port) if sock.family == socket.AF_INET else (host.partition("%")[0], port, 0, address.scope)
+
+
+def _set_mark(sock: socket.socket, mark: int) -> None:
+    _try(f"mark datagrams with {mark}", sock.setsockopt, socket.SOL_SOCKET, socket.SO_MARK, _pack_mark(mark))
+
+
+def _pack_mark(mark: int) -> bytes:
+    try:
+        return _MARK.pack(mark)
+    except struct.error:
+        raise ValueError(f"mark must be a number from 0 to 0xFFFFFFFF, not {mark!r}") from None
 
 
 def _has_option(sock: socket.socket, level: int, option: int, value: int) -> bool:

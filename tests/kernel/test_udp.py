@@ -565,6 +565,12 @@ async def test_a_mark() -> None:
         assert stream._sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 77
         await stream.set_mark(0)
         assert stream._sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0
+        await stream.set_mark(0xFFFFFFFE)
+        assert stream._sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK, 4) == struct.pack("=I", 0xFFFFFFFE)
+        with pytest.raises(ValueError, match="0xFFFFFFFF, not 4294967296"):
+            await stream.set_mark(1 << 32)
+    async with UdpStream("127.0.0.1:0", mark=0x80000000):
+        pass
 
 
 def test_a_mark_takes_a_privilege() -> None:
