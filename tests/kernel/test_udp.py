@@ -523,6 +523,22 @@ async def test_a_datagram_that_is_refused_is_named() -> None:
         assert stream.stats.frames_refused == 1
 
 
+async def test_datagrams_that_there_was_no_memory_for_are_counted() -> None:
+    class Full(dict[bytes, Address]):
+        def __missing__(self, data: bytes) -> Address:
+            raise MemoryError
+
+    async with UdpStream("127.0.0.1:0") as stream, UdpStream("", stream.local) as peer:
+        addresses, stream._addresses = stream._addresses, Full()  # type: ignore[assignment]
+        await peer.write_frames([b"lost", b"lost", b"too"])
+        with pytest.raises(MemoryError):
+            stream.read_datagrams_nowait()
+        assert (stream.stats.frames_read, stream.stats.frames_dropped) == (0, 3)
+        stream._addresses = addresses
+        await peer.write_frame(b"kept")
+        assert [data for data, _ in await stream.read_datagrams()] == [b"kept"]
+
+
 async def test_the_wrong_half() -> None:
     async with UdpStream("127.0.0.1:0") as stream, pair() as (left, _):
         for call in (stream.read_frame, stream.read_frames, lambda: stream.write_frames([b"x"])):
