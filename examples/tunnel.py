@@ -16,7 +16,6 @@ import os
 import signal
 import time
 from contextlib import suppress
-from functools import partial
 from hashlib import blake2s
 from hmac import compare_digest
 from importlib import import_module
@@ -59,16 +58,18 @@ class Channel:
         """The packets in those datagrams that are genuine and new."""
         packets = []
         for datagram, _ in received:
-            number = int.from_bytes(datagram[:8])
+            number = int.from_bytes(nonce := bytes(4) + datagram[:8])
             if datagram.startswith(HELLO) and compare_digest(datagram, self.hello(datagram[8:40])):
                 sender, receiver = datagram[8:24], datagram[24:40]
-                self._heard = sender if sender != self._start else self._heard
-                if receiver == self._start and sender > self._peer:  # no recording from before our start, or the peer's
+                self._heard = self._heard if sender == self._start else sender
+                if receiver == self._start and sender > self._peer:  # no recording from before our start, or its own
                     self._meet(sender)
             elif len(datagram) >= 24 and number > self._seen[number % WINDOW]:
-                with suppress(InvalidTag):
-                    packets.append(self._unseal(bytes(4) + datagram[:8], datagram[8:], None))
-                    self._seen[number % WINDOW] = number
+                try:
+                    packets.append(self._unseal(nonce, datagram[8:], None))
+                except InvalidTag:
+                    continue
+                self._seen[number % WINDOW] = number
         return packets
 
 
@@ -83,10 +84,9 @@ async def run(options: argparse.Namespace, key: bytes) -> None:
     tun = AsyncTuntap(options.name, mode="tun", multi_queue=False, vnet_header=options.whole, offload=offload)
     async with UdpStream(options.local) as udp, tun:
         await tun.configure(addresses=options.address, mtu=1420, txqueuelen=1000, up=True)
-        channel, queue, send = Channel(key), tun.queues[0], partial(udp.write_datagrams, address=options.peer)
-        hellos = carry(partial(asyncio.sleep, 0.5), lambda _: [channel.hello()], send)
+        channel, queue, send = Channel(key), tun.queues[0], lambda batch: udp.write_datagrams(batch, options.peer)
         ways = carry(queue.read_frames, channel.seal, send), carry(udp.read_datagrams, channel.open, queue.write_frames)
-        work = asyncio.gather(hellos, *ways)
+        work = asyncio.gather(carry(lambda: asyncio.sleep(0.5), lambda _: [channel.hello()], send), *ways)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
         print("ready:", tun.name, flush=True)
         await work

@@ -171,6 +171,20 @@ def test_what_comes_back_is_not_from_the_peer() -> None:
     assert give(right, *left.seal(PACKETS)) == PACKETS
 
 
+def test_nobody_is_the_own_peer() -> None:
+    lonely = tunnel.Channel(KEY)
+    for _ in range(3):
+        assert give(lonely, lonely.hello()) == []
+    assert lonely.seal(PACKETS) == []
+
+
+def test_two_ends_may_start_at_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnel.time, "time_ns", lambda: 1 << 60)
+    left, right = joined()
+    assert give(right, *left.seal(PACKETS)) == PACKETS
+    assert give(left, *right.seal(PACKETS)) == PACKETS
+
+
 def test_no_nonce_is_used_twice_with_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[tuple[bytes, bytes]] = []
 
