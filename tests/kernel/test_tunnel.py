@@ -67,10 +67,10 @@ def start(spaces: list[str], key: Path) -> Iterator[Start]:
     started = []
 
     def start(
-        side: int, *options: str, outer: str = "IPv4", families: int = 2, ready: bool = True
+        side: int, *options: str, outer: str = "IPv4", port: int = PORT, families: int = 2, ready: bool = True
     ) -> subprocess.Popen[str]:
         command = inside(spaces[side], sys.executable, str(ROOT / "examples" / "tunnel.py"), NAME, str(key))
-        command += [f":{PORT}", f"{OUTER[outer][1 - side]}:{PORT}"]
+        command += [f":{port}", f"{OUTER[outer][1 - side]}:{PORT}"]
         for address in [f"{INNER[side]}/24", f"{INNER6[side]}/64"][:families]:
             command += ["--address", address]
         command += options
@@ -307,13 +307,13 @@ def test_an_interface_that_is_down_for_a_while(spaces: list[str], start: Start, 
         finish(end)
 
 
-def test_a_second_one_is_refused(spaces: list[str], start: Start) -> None:
+@pytest.mark.parametrize(("port", "complaint"), [(PORT, f"bind *:{PORT}"), (PORT + 1, NAME)])
+def test_a_second_one_is_refused(start: Start, port: int, complaint: str) -> None:
     start(0)
-    ping(spaces[0], INNER[0])
-    second = start(0, ready=False)
+    second = start(0, port=port, ready=False)
     out, err = second.communicate(timeout=10)
     assert (second.returncode, out) == (1, "")
-    assert err.count("\n") == 1 and f"bind *:{PORT}" in err
+    assert err.count("\n") == 1 and complaint in err
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o620, 0o604, 0o602, 0o601])
