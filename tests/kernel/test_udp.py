@@ -525,6 +525,36 @@ async def test_datagrams_behind_an_icmp_error_are_read_and_so_are_later_ones() -
         assert stream.stats.icmp_errors == 5
 
 
+async def test_an_icmp_error_that_a_writer_meets_before_the_loop_tells_of_it() -> None:
+    """Both were ready in one poll, and the writer was called first."""
+    here, there = free_ports("127.0.0.1")
+    loop = asyncio.get_running_loop()
+    first, other = os.pipe()
+    try:
+        async with UdpStream(f"127.0.0.1:{here}", f"127.0.0.1:{there}") as stream:
+            reader = asyncio.ensure_future(stream.read_frame())
+            await settle()
+
+            def write() -> None:
+                os.read(first, 1)
+                stream.write_frame_nowait(b"this one meets the error")
+
+            loop.add_reader(first, write)
+            await settle()
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+                os.write(other, b"x")
+                stream.write_frame_nowait(b"nobody listens")
+                peer.bind(("127.0.0.1", there))
+                await until(lambda: stream.stats.icmp_errors == 1)
+                await settle()
+                peer.sendto(b"later", ("127.0.0.1", here))
+                assert await asyncio.wait_for(reader, 5) == b"later"
+            loop.remove_reader(first)
+    finally:
+        os.close(first)
+        os.close(other)
+
+
 async def test_no_route_is_told_and_ends_nothing() -> None:
     with two_namespaces() as (one, other):
         async with (
