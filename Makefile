@@ -50,7 +50,8 @@ docs: $(VENV)/.docs
 	@echo 'docs/_build/index.html'
 
 bench: $(VENV)/.bench
-	@sh tests/install-programs.sh gcc:build-essential ip:iproute2 ping:iputils-ping iperf3 vde_switch:vde2
+	@sh tests/install-programs.sh gcc:build-essential ip:iproute2 ping:iputils-ping iperf3 vde_switch:vde2 \
+		wg:wireguard-tools wireguard-go
 	$(BIN)/python -m benchmarks $(ARGS)
 
 sanitize: $(VENV)/.test

@@ -50,29 +50,31 @@ def receive_batch(sock: socket.socket, limit: int, enough: int, addresses: Mappi
         addresses: Gives the address for the bytes of one. None: the datagrams are wanted without.
     """
     datagrams: list[bytes | tuple[bytes, Address]] = []
-    messages = segments = size = before = 0
+    messages = segments = size = before = lost = 0
     try:
         for number in range(_MOST_MESSAGES):
             if (len(datagrams) + before > limit if number else limit < 1) or size >= enough:
                 break
             data, control, _, name = sock.recvmsg(READ_SIZE, _CONTROL)
+            lost = 1  # or as many as turn out to be in it, until they are kept
             described = {(level, kind): value for level, kind, value in control}
             segment = _INT.unpack(described.get((SOL_UDP, UDP_GRO), bytes(4))[:4])[0]
             pieces = [data[at : at + segment] for at in range(0, len(data), segment)] if segment else [data]
+            lost = len(pieces)
             if addresses is None:
                 datagrams += pieces
             else:
                 address = addresses[bytes(_address(name, described))]
                 datagrams += [(piece, address) for piece in pieces]
-            before = len(pieces)
+            before, lost = lost, 0
             size += len(data)
             if before > 1:
                 messages += 1
                 segments += before
     except OSError as error:
-        return datagrams, error.errno or errno.EIO, messages, segments, 0  # type: ignore[return-value]
+        return datagrams, error.errno or errno.EIO, messages, segments, lost  # type: ignore[return-value]
     except BaseException as error:  # noqa: BLE001 - handed over
-        return datagrams, error, messages, segments, 0  # type: ignore[return-value]
+        return datagrams, error, messages, segments, lost  # type: ignore[return-value]
     return datagrams, 0, messages, segments, 0  # type: ignore[return-value]
 
 
@@ -159,6 +161,8 @@ def send_pieces(sock: socket.socket, pieces: Sequence[Buffer], to: Address | Non
 
 
 def _send(sock: socket.socket, pieces: Sequence[Buffer], segment: bytes, to: Address | None) -> int:
+    if to is not None and to.family is socket.AF_INET6 and sock.family is socket.AF_INET:
+        return errno.EAFNOSUPPORT  # else it would be looked up as the name of a host
     control: list[tuple[int, int, bytes]] = []
     if segment:
         control.append((SOL_UDP, UDP_SEGMENT, segment))

@@ -55,6 +55,9 @@ class DescriptorStream(FrameReader[T]):
         "_writers",
     )
 
+    #: Bytes of the smallest frame that can be written.
+    _smallest = 1
+
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, max_frame: int, read_buffer: tuple[int, int]) -> None:
         super().__init__(loop, *read_buffer)
         self._engine = _engine.engine
@@ -329,7 +332,7 @@ class DescriptorStream(FrameReader[T]):
     def _is_wrong(self, frame: Frame) -> bool:
         """Whether writing raises whatever the kernel says of the frame."""
         try:
-            return not 0 < size_of(frame) <= self._max_frame
+            return not self._smallest <= size_of(frame) <= self._max_frame
         except Exception:  # noqa: BLE001 - whatever its buffer raises
             return True
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from threading import get_ident
 from time import monotonic
 from typing import Generic, NoReturn, Self, TypeVar
@@ -219,7 +220,9 @@ class FrameReader(Owning, Generic[T]):
             frames = list(buffer)
             buffer.clear()
         else:
-            frames = [buffer.popleft() for _ in range(limit)]
+            frames = list(islice(buffer, limit))  # before they leave the buffer: there may be no memory for the list
+            for _ in frames:
+                buffer.popleft()
         if self._readers:
             self._wake_reader()
         return frames

@@ -141,8 +141,10 @@ class _Job(Generic[T]):
         self._lock = threading.Lock()
 
     def run(self) -> None:
+        work = self._work
+        del self._work  # the thread may live a little longer than who waits for it, and keep alive what it belongs to
         try:
-            result = self._work()
+            result = work()
         except BaseException as error:  # noqa: BLE001 - raised again by result()
             self._errors.append(error)
             return

@@ -119,10 +119,10 @@ class Turns:
     def begin(self) -> bool:
         """Whether a stream that the loop calls may go to work now. If not, it has to `join` the line."""
         now = monotonic()
-        if now >= self.until:
-            if now - self._paused_at <= PAUSE or self._line:
-                return False
+        if now - self._paused_at > PAUSE and not self._line:  # others have had their time
             self.until = now + SLICE
+        elif now >= self.until:
+            return False
         self._began_at = now
         return True
 

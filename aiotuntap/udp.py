@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import socket
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -35,6 +36,9 @@ __all__ = ["Address", "AnyAddress", "UdpStats", "UdpStream"]
 _ENOUGH = 1 << 18
 _ROOM = 1 << 22
 
+# SO_MARK is without a sign, and what Python makes of a number is not.
+_MARK = struct.Struct("=I")
+
 # What fits into a datagram of each family.
 _LARGEST = {socket.AF_INET: 65507, socket.AF_INET6: 65527}
 
@@ -49,7 +53,10 @@ _MOST_IN_RUN, _MOST_IN_OLD_RUN = 64, 63
 
 # What the kernel answers where datagrams cannot leave together: the device cannot complete checksums (EIO), or they are
 # larger than the way takes.
-_NOT_TOGETHER = (errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
+_NOT_TOGETHER = (errno.EIO, errno.EINVAL, errno.EMSGSIZE)
+
+# What it answers where the own address that a datagram is to leave from is gone.
+_NOT_OWN = (errno.EINVAL, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENODEV)
 
 # What an ICMP error becomes. The kernel reports it once, to whatever is called next, which then did nothing.
 _ICMP = (
@@ -136,23 +143,23 @@ class UdpStream(DescriptorStream[Any]):
 
     __slots__ = (
         "_addresses",
+        "_apart",
         "_gro",
         "_gso",
         "_icmp_errors",
         "_local",
         "_mark",
-        "_met_error",
         "_most",
         "_names",
         "_netns",
         "_received_together",
         "_remote",
-        "_retry_at",
         "_reuse_port",
         "_sock",
         "_super_frames",
-        "_together",
     )
+
+    _smallest = 0
 
     def __init__(
         self,
@@ -174,6 +181,8 @@ class UdpStream(DescriptorStream[Any]):
         self._engine = _engine.engine
         self._names = split(local), None if remote is None else split(remote)
         _check_families(*self._names)
+        if mark is not None:
+            _pack_mark(mark)
         self._high, self._low = parse_read_buffer(read_buffer)
         self._netns = None if netns is None else parse_namespace(netns)
         self._gso, self._gro, self._reuse_port, self._mark = gso, gro, reuse_port, mark
@@ -197,12 +206,14 @@ class UdpStream(DescriptorStream[Any]):
         if self._closed:
             raise RuntimeError("this UdpStream was closed before it was opened: make a new one")
         sock = await run_in_thread(self._make_socket, undo=socket.socket.close)
+        if self._closed or self._thread:
+            sock.close()
+            raise QueueClosedError("this UdpStream was closed, or opened, while it was being opened")
+        self._sock = sock
         try:
-            if self._closed or self._thread:
-                raise QueueClosedError("this UdpStream was closed, or opened, while it was being opened")
             self._begin(sock)
         except BaseException:
-            sock.close()
+            self._release()
             raise
         return self
 
@@ -213,13 +224,11 @@ class UdpStream(DescriptorStream[Any]):
             _LARGEST[socket.AddressFamily(sock.family)],
             (self._high, self._low),
         )
-        self._sock = sock
         self._local = _address(sock.getsockname())
         self._remote = None if self._names[1] is None else _address(sock.getpeername())
         self._addresses = None if self._remote else _Addresses()
-        #: Bytes of the largest datagram that leaves together with others, and when that is tried again.
-        self._together = self._max_frame if self._gso else 0
-        self._retry_at = 0.0
+        #: Where datagrams could not leave together: bytes of the largest that can, and when more is tried again.
+        self._apart: dict[bytes | None, tuple[int, float]] = {}
         #: Datagrams that are sent in one call at most.
         self._most = MOST
         #: Datagrams in each message of several, when `_pull` last met one; 0 if it left the next one where it was.
@@ -227,8 +236,6 @@ class UdpStream(DescriptorStream[Any]):
         #: As in `Stats`: super-frames read, segments made, super-frames written, frames coalesced, super-frames refused.
         self._super_frames = [0] * 5
         self._icmp_errors = 0
-        #: Whether the socket has reported an error since it was last registered.
-        self._met_error = False
         keep_freed_memory()
         self._resume()
 
@@ -261,7 +268,7 @@ class UdpStream(DescriptorStream[Any]):
         if self._reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if self._mark is not None:
-            _try(f"mark datagrams with {self._mark}", sock.setsockopt, socket.SOL_SOCKET, socket.SO_MARK, self._mark)
+            _set_mark(sock, self._mark)
         for forced, option in ((32, socket.SO_SNDBUF), (33, socket.SO_RCVBUF)):  # SO_SNDBUFFORCE, SO_RCVBUFFORCE
             try:
                 sock.setsockopt(socket.SOL_SOCKET, forced, _ROOM)
@@ -332,7 +339,7 @@ class UdpStream(DescriptorStream[Any]):
         """What went through since it was opened, as a new snapshot. Datagrams count when they leave the kernel.
 
         ``super_frames_refused`` are messages that the kernel did not take while it took their datagrams one by one; for
-        ten seconds, datagrams of that size are then sent one by one.
+        ten seconds, datagrams of that size are then sent to that address one by one.
         """
         if not self._thread:
             return UdpStats()
@@ -344,9 +351,10 @@ class UdpStream(DescriptorStream[Any]):
 
         Raises:
             SetupError: It takes CAP_NET_ADMIN.
+            ValueError: *mark* is not a number of 32 bits.
         """
         self._check_loop()
-        _try(f"mark datagrams with {mark}", self._sock.setsockopt, socket.SOL_SOCKET, socket.SO_MARK, mark)
+        _set_mark(self._sock, mark)
 
     def _check_loop(self) -> None:
         if not self._thread or asyncio.get_running_loop() is not self._loop:
@@ -382,15 +390,12 @@ class UdpStream(DescriptorStream[Any]):
         if number in _DEAD:
             self._fail(self._failure(number))
         else:
-            self._met_error = True
+            self._watch_on()
             self._icmp_errors += 1  # there may be datagrams behind it
 
-    def _on_readable(self) -> None:
-        before = self._frames_read
-        super()._on_readable()
-        # If an ICMP error woke it, libuv, which uvloop is made of, has stopped watching.
-        if self._flowing and (self._met_error or self._frames_read == before):
-            self._met_error = False
+    def _watch_on(self) -> None:
+        """The socket has reported an error. libuv, which uvloop is made of, stops watching at one."""
+        if self._flowing:
             self._pause()
             self._resume()
 
@@ -520,30 +525,49 @@ class UdpStream(DescriptorStream[Any]):
     def _write_batch(self, frames: Sequence[Frame], start: int, to: bytes | None) -> tuple[int, int]:
         if self._closed:
             return 0, errno.EBADF
-        if self._together < self._max_frame and self._gso and monotonic() >= self._retry_at:
-            self._together = self._max_frame
+        together = self._most_together(to) if self._gso else 0
+        sent, number, tried = self._send(frames, start, self._most, together, to)
+        if tried == _MOST_IN_RUN and number == errno.EINVAL and self._most == MOST:
+            self._most = _MOST_IN_OLD_RUN
+            return sent, 0
+        if tried > 1 and number == errno.EMSGSIZE and to is None:  # an ICMP error would be told once
+            again, number, tried = self._send(frames, start + sent, tried, together, to)
+            sent += again
+            self._icmp_errors += number != errno.EMSGSIZE
+        if tried > 1 and number in _NOT_TOGETHER:
+            alone, other, _ = self._send(frames, start + sent, 1, 0, to)
+            if alone:
+                self._send_apart(number, size_of(frames[start + sent]), to)
+            sent, number = sent + alone, other
+        return sent, errno.EAGAIN if number == errno.ENOBUFS else number
+
+    def _send(
+        self, frames: Sequence[Frame], start: int, most: int, together: int, to: bytes | None
+    ) -> tuple[int, int, int]:
         sent, number, tried, messages, coalesced = self._engine.send_batch(
-            self._sock, self._max_frame, self._together, start, self._most, frames, to
+            self._sock, self._max_frame, together, start, most, frames, to
         )
         self._super_frames[2] += messages
         self._super_frames[3] += coalesced
         if number > 0:
-            self._met_error = True
-        if tried == _MOST_IN_RUN and number == errno.EINVAL:
-            self._most = _MOST_IN_OLD_RUN
-            return sent, 0
-        if tried > 1 and number in _NOT_TOGETHER:
-            alone, other, *_ = self._engine.send_batch(self._sock, self._max_frame, 0, start + sent, 1, frames, to)
-            if alone:
-                self._send_apart(number, size_of(frames[start + sent]))
-            sent, number = sent + alone, other
-        return sent, errno.EAGAIN if number == errno.ENOBUFS else number
+            self._watch_on()
+        return sent, number, tried
 
-    def _send_apart(self, number: int, size: int) -> None:
+    def _most_together(self, to: bytes | None) -> int:
+        """Bytes of the largest datagram that leaves together with others."""
+        if to in self._apart:
+            size, until = self._apart[to]
+            if monotonic() < until:
+                return size
+            del self._apart[to]
+        return self._max_frame
+
+    def _send_apart(self, number: int, size: int, to: bytes | None) -> None:
         """Datagrams of so many bytes cannot leave together there now, though each can."""
         self._super_frames[4] += 1
-        self._together = 0 if number == errno.EIO else size - 1
-        self._retry_at = monotonic() + _PAUSE
+        if len(self._apart) >= _MOST_ADDRESSES:
+            self._apart.clear()
+        self._apart[to] = 0 if number == errno.EIO else size - 1, monotonic() + _PAUSE
 
     def _write_closely(self, number: int, frame: Frame, to: bytes | None = None) -> int:
         if number == WRONG_THREAD:
@@ -556,17 +580,19 @@ class UdpStream(DescriptorStream[Any]):
             raise InvalidFrameError(f"a datagram of {size} bytes: there can be {self._max_frame} at most")
         if number == errno.EAGAIN or number in _DEAD:
             return number
-        self._met_error = True
+        self._watch_on()
         pieces: Any = frame if isinstance(frame, (list, tuple)) else [frame]
-        ways: list[Address | None] = [cast("Address | None", to)] * (_TRIES if number in _ICMP else 1)
-        if isinstance(to, Address) and to.local:
-            ways.append(to.remote)  # the own address that it was to leave from may be gone
-        for way in ways:
+        way = cast("Address | None", to)
+        for _ in range(_TRIES):
+            if way is not None and number in _NOT_OWN:
+                way = way.remote
             before, number = number, send_pieces(self._sock, pieces, way)
-            if before in _ICMP and number != before:
+            if way is None and before in _ICMP and number != before:
                 self._icmp_errors += 1
             if number in (0, errno.EAGAIN, errno.ENOBUFS):
                 return number and errno.EAGAIN
+            if number not in (*_ICMP, *_NOT_OWN):
+                break
         return number
 
     def _refusal(self, number: int) -> Exception:
@@ -630,6 +656,17 @@ def _sockaddr(sock: socket.socket, host: str, port: int) -> tuple[str, int] | tu
         return "", port
     address = pack(host, port)
     return (address.host, port) if sock.family == socket.AF_INET else (host.partition("%")[0], port, 0, address.scope)
+
+
+def _set_mark(sock: socket.socket, mark: int) -> None:
+    _try(f"mark datagrams with {mark}", sock.setsockopt, socket.SOL_SOCKET, socket.SO_MARK, _pack_mark(mark))
+
+
+def _pack_mark(mark: int) -> bytes:
+    try:
+        return _MARK.pack(mark)
+    except struct.error:
+        raise ValueError(f"mark must be a number from 0 to 0xFFFFFFFF, not {mark!r}") from None
 
 
 def _has_option(sock: socket.socket, level: int, option: int, value: int) -> bool:

@@ -17,6 +17,7 @@ BENCHMARKS = {
     "tunnel": "TCP through an encrypting tunnel: CPU time of a byte with offloads, without = 1",
     "udp": "UDP datagrams of 1400 bytes between two processes: C, `UdpStream`, and the loop's own endpoint",
     "workers": "examples/workers.py with 20 µs of work a frame: two processes, one process = 1",
+    "wireguard": "examples/wireguard and wireguard-go: TCP and ping, pair of wireguard-go = 1, and 1000 peers",
     "wireguard-core": "examples/wireguard without descriptors: µs a packet, the cipher alone = 1",
     "ticker": "how late a task that sleeps 1 ms is called beside floods, on one and eight queues",
     "switch": "examples/switch, a relay in C, a bridge of the kernel and vde_switch: TCP and ping",

@@ -117,6 +117,17 @@ def enable_ipv6(*netns: str) -> None:
 
 
 @contextmanager
+def joined(addresses: Sequence[str]) -> Iterator[list[str]]:
+    """Two namespaces that a veth joins, with an address at each of its ends."""
+    with namespaces(2) as spaces:
+        ip(spaces[0], "link", "add", "u0", "type", "veth", "peer", "name", "u0", "netns", spaces[1])
+        for netns, address in zip(spaces, addresses, strict=True):
+            ip(netns, "address", "add", f"{address}/24", "dev", "u0")
+            ip(netns, "link", "set", "u0", "up")
+        yield spaces
+
+
+@contextmanager
 def child(command: Sequence[str], ready: str | None = "ready", quiet: bool = False, lines: int = 1) -> Iterator[int]:
     """Runs a program until the block ends, from when it printed *lines* that start with *ready*. Gives its pid."""
     process = subprocess.Popen(

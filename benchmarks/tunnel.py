@@ -1,21 +1,32 @@
-"""One TCP stream through an encrypted tunnel between two namespaces: what both ends spend on it."""
+"""One TCP stream through ``examples/tunnel.py`` between two namespaces that a veth joins: what both ends spend on it."""
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
+import tempfile
+import time
 from contextlib import ExitStack
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import iperf, lab
-from .report import LOOPS, ratio, table
+from .report import ratio, table
 
 if TYPE_CHECKING:
     from .native import Loops
 
-_ADDRESSES = "10.81.0.1", "10.81.0.2"
-_NAME = "tunnel0"
-_PORTS = "40001", "40002"
+_EXAMPLE = Path(__file__).parent.parent / "examples" / "tunnel.py"
+_NAME, _PORT = "tunnel0", 51820
+_OUTSIDE = "10.81.1.1", "10.81.1.2"
+_INSIDE = "10.81.0.1", "10.81.0.2"
+_LOOPS = {"asyncio": [], "uvloop": ["--uvloop"]}
+_WAYS = {"no offload": ["--no-offload"], "`Offload.ALL`": [], "super-frames sealed whole": ["--whole"]}
+#: Seconds that the two ends may take to find each other.
+_PATIENCE = 10
 
 
 class _Result(NamedTuple):
@@ -24,34 +35,47 @@ class _Result(NamedTuple):
     cost: float
 
 
-def _measure(loop: str, offload: str, stations: list[str], middle: str, seconds: int) -> _Result:
+def _measure(spaces: list[str], key: str, options: list[str], seconds: int) -> _Result:
     with ExitStack() as stack:
         pids = []
-        for station, address, ports in zip(stations, _ADDRESSES, (_PORTS, _PORTS[::-1]), strict=True):
-            command = lab.python_module("tunnel_end", loop, offload, station, _NAME, f"{address}/24", middle, *ports)
-            pids.append(stack.enter_context(lab.child(command)))
+        for side, netns in enumerate(spaces):
+            ends = [f"{_OUTSIDE[side]}:{_PORT}", f"{_OUTSIDE[1 - side]}:{_PORT}"]
+            command = [sys.executable, str(_EXAMPLE), _NAME, key, *ends, "--address", f"{_INSIDE[side]}/24", *options]
+            pids.append(stack.enter_context(lab.child(lab.in_namespace(netns, command))))
+        _wait(spaces[0])
         # Its own server: one that misses the end of a stream when the tunnel closes, takes no other.
-        stack.enter_context(iperf.server(stations[1]))
+        stack.enter_context(iperf.server(spaces[1]))
         before = sum(map(lab.cpu_time, pids))
-        received = iperf.stream(stations[0], _ADDRESSES[1], seconds)
+        received = iperf.stream(spaces[0], _INSIDE[1], seconds)
         spent = sum(map(lab.cpu_time, pids)) - before
     return _Result(received.gigabits, spent / received.bytes)
 
 
+def _wait(netns: str) -> None:
+    """Until the tunnel carries packets."""
+    ping = lab.in_namespace(netns, ["ping", "-c", "1", "-W", "0.2", _INSIDE[1]])
+    end = time.monotonic() + _PATIENCE
+    while subprocess.run(ping, capture_output=True, check=False).returncode:
+        if time.monotonic() > end:
+            raise SystemExit("the two ends of the tunnel do not find each other")
+
+
 def run(loops: Loops, rounds: int, quick: bool) -> None:
-    contestants = [(loop, offload) for loop in LOOPS for offload in ("none", "transparent")]
+    contestants = [(loop, way) for loop in _LOOPS for way in _WAYS]
     results: dict[tuple[str, str], list[_Result]] = {each: [] for each in contestants}
-    with lab.namespaces(3) as (left, right, middle):
+    with lab.joined(_OUTSIDE) as spaces, tempfile.NamedTemporaryFile() as key:  # which others cannot read
+        key.write(os.urandom(32))
+        key.flush()
         for _ in range(rounds):
-            for loop, offload in random.sample(contestants, len(contestants)):
-                result = _measure(loop, offload, [left, right], middle, 1 if quick else 2)
-                results[loop, offload].append(result)
+            for loop, way in random.sample(contestants, len(contestants)):
+                options = [*_LOOPS[loop], *_WAYS[way]]
+                results[loop, way].append(_measure(spaces, key.name, options, 1 if quick else 2))
     rows = []
-    for (loop, offload), mine in results.items():
-        pairs = list(zip(mine, results[loop, "none"], strict=True))
+    for (loop, way), mine in results.items():
+        pairs = list(zip(mine, results[loop, "no offload"], strict=True))
         rows.append(
             [
-                f"{'no offload' if offload == 'none' else '`Offload.ALL`'}, {loop}",
+                f"{way}, {loop}",
                 ratio([one.gigabits / other.gigabits for one, other in pairs]),
                 ratio([one.cost / other.cost for one, other in pairs]),
                 f"{median(one.gigabits for one in mine):.2f}",
@@ -59,4 +83,4 @@ def run(loops: Loops, rounds: int, quick: bool) -> None:
             ]
         )
     heads = ["", "throughput, without = 1", "CPU time of a byte, without = 1", "Gb/s", "CPU seconds a gigabyte"]
-    table("TCP through a tunnel of ChaCha20-Poly1305 over UDP, both ends", heads, rows)
+    table("TCP through `examples/tunnel.py`, ChaCha20-Poly1305 over UDP, both ends", heads, rows)

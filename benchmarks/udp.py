@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import subprocess
-from contextlib import contextmanager
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,13 +14,11 @@ from . import lab
 from .report import LOOPS, ratio, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from .native import Loops
 
 #: Bytes of a datagram, datagrams in a batch, and the port that `datagrams` has too.
 _SIZE, _COUNT, _PORT = 1400, 45, 5004
-_ADDRESS = "10.55.1.2"
+_ADDRESSES = "10.55.1.1", "10.55.1.2"
 #: Milliseconds before counting begins.
 _WARM_UP = 300
 _C = "C, UDP_SEGMENT and UDP_GRO"
@@ -43,23 +40,13 @@ class _Result(NamedTuple):
     cost: float
 
 
-@contextmanager
-def _joined() -> Iterator[tuple[str, str]]:
-    with lab.namespaces(2) as (left, right):
-        lab.ip(left, "link", "add", "u0", "type", "veth", "peer", "name", "u1", "netns", right)
-        for netns, name, address in ((left, "u0", "10.55.1.1/24"), (right, "u1", f"{_ADDRESS}/24")):
-            lab.ip(netns, "address", "add", address, "dev", name)
-            lab.ip(netns, "link", "set", name, "up")
-        yield left, right
-
-
 def _measure(kind: tuple[str, str] | None, left: str, right: str, loops: Loops, milliseconds: int) -> _Result:
     times = [str(_WARM_UP), str(milliseconds)]
     if kind is None:
-        send = lab.python_module("datagrams", "send", left, _ADDRESS, str(_SIZE), str(_COUNT), "1", loops.path)
+        send = lab.python_module("datagrams", "send", left, _ADDRESSES[1], str(_SIZE), str(_COUNT), "1", loops.path)
         count = lab.python_module("datagrams", "count", right, *times, "0", loops.path)
     else:
-        send = lab.python_module("udp_end", "send", *kind, left, _ADDRESS, str(_PORT), str(_SIZE), str(_COUNT))
+        send = lab.python_module("udp_end", "send", *kind, left, _ADDRESSES[1], str(_PORT), str(_SIZE), str(_COUNT))
         count = lab.python_module("udp_end", "count", *kind, right, str(_PORT), *times)
     with lab.child(send):
         done = subprocess.run(count, check=True, capture_output=True, text=True, timeout=30)
@@ -71,7 +58,7 @@ def _measure(kind: tuple[str, str] | None, left: str, right: str, loops: Loops, 
 
 def run(loops: Loops, rounds: int, quick: bool) -> None:
     results: dict[str, list[_Result]] = {label: [] for label in _CONTESTANTS}
-    with _joined() as (left, right):
+    with lab.joined(_ADDRESSES) as (left, right):
         for _ in range(rounds):
             for label in random.sample(list(_CONTESTANTS), len(_CONTESTANTS)):
                 results[label].append(_measure(_CONTESTANTS[label], left, right, loops, 500 if quick else 1000))

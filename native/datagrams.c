@@ -128,12 +128,12 @@ static Py_ssize_t count_of(const struct message *message)
     return message->size ? (message->size + message->segment - 1) / message->segment : 1;
 }
 
-/* Gives back the reserve, when there is no memory. False if that was done before. */
+/* Gives back the reserve, when there is no memory, or a signal came. False if that was done before. */
 static bool find_memory(void **reserve)
 {
     bool found = *reserve != NULL;
 
-    PyErr_Clear();
+    hand_back();
     free(*reserve);
     *reserve = NULL;
     return found;

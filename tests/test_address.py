@@ -110,6 +110,8 @@ def test_arguments_that_make_no_sense(arguments: tuple[str, str], words: str) ->
         UdpStream(*arguments)
     with pytest.raises(ValueError, match="read_buffer"):
         UdpStream(read_buffer=0)
+    with pytest.raises(ValueError, match="mark must be a number from 0 to 0xFFFFFFFF, not -1"):
+        UdpStream(mark=-1)
 
 
 def test_senders_are_remembered_within_bounds() -> None:

@@ -620,6 +620,27 @@ def test_an_interrupt_within_a_sequence_is_not_lost(pair: tuple[socket.socket, s
     assert _native.read_batch(right.fileno(), 9, 1000)[0] == [b"one"]
 
 
+def test_an_interrupt_while_an_address_is_made_is_not_lost() -> None:
+    class Addresses(dict[bytes, Address]):
+        interrupts = 1
+
+        def __missing__(self, data: bytes) -> Address:
+            if self.interrupts:
+                self.interrupts -= 1
+                raise KeyboardInterrupt
+            return from_bytes(data)
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.sendto(b"hello", sock.getsockname())
+        answer = None
+        with pytest.raises(KeyboardInterrupt):
+            answer = _native.receive_batch(sock, 1, LARGE, Addresses())
+            for _ in range(1000):  # another thread may run before this one looks at its signals
+                time.sleep(0.001)
+        assert answer is None or [data for data, _ in answer[0]] == [b"hello"]
+
+
 if sys.version_info >= (3, 12):  # __buffer__ came with it
 
     def test_buffers_written_in_python(pair: tuple[socket.socket, socket.socket]) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
 
 from aiotuntap import SetupError
-from aiotuntap._threads import run_in_thread
+from aiotuntap._threads import _Job, run_in_thread
 
 
 class Work:
@@ -113,6 +115,17 @@ def test_a_loop_that_is_closed_in_the_middle_leaves_nothing(new_loop: Callable[[
     assert len(work.done) == 1 and work.undone == work.done
     coroutine.close()
     task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+def test_work_that_is_over_keeps_nothing_alive() -> None:
+    work = Work(0)
+    reference = weakref.ref(work)
+    job = _Job(work.__call__, None)
+    job.run()
+    del work
+    gc.collect()
+    assert reference() is None
+    assert job.result() == 7
 
 
 async def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,20 @@ async def test_a_stream_that_is_called_after_a_pause_goes_to_work_at_once() -> N
     assert turns.begin()
 
 
+def test_a_slice_begins_anew_when_others_have_had_their_time() -> None:
+    turns = Turns()
+    assert turns.begin()
+    turns.pause()
+    first = turns.until
+    time.sleep(2 * PAUSE)
+    assert turns.begin()
+    turns.pause()
+    assert turns.until >= first + 2 * PAUSE
+    second = turns.until
+    assert turns.begin()
+    assert turns.until == second
+
+
 async def test_an_exception_in_a_turn_keeps_nobody_waiting() -> None:
     loop = asyncio.get_running_loop()
     turns = Turns()

@@ -34,6 +34,7 @@ async def run(name: str, ready: Callable[[], None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with await _open(name) as tun:
+        _log_as(tun.name)
         await tun.configure(mtu=MTU)
         log = KeyLog.from_environment()
         device = Device(now=now, rng=log.rng if log else os.urandom, source=source, log=_log.debug)
@@ -48,6 +49,10 @@ async def run(name: str, ready: Callable[[], None]) -> None:
         _log.debug("%s is ready", tun.name)
         await _first_to_end(stop.wait(), control.serve(), tunnel.run())
         _log.debug("ends; dropped: %s", device.drops)
+
+
+def _log_as(name: str) -> None:
+    logging.basicConfig(format=f"%(levelname)s: ({name}) %(asctime)s %(message)s", force=True)
 
 
 async def _open(name: str) -> AsyncTuntap:
@@ -105,7 +110,7 @@ def main() -> int:
     parser.add_argument("--uvloop", action="store_true", help="run on uvloop, a package of its own")
     options = parser.parse_args()
     level = _LEVELS.get(os.environ.get("LOG_LEVEL", ""), logging.ERROR)
-    logging.basicConfig(format=f"%(levelname)s: ({options.name}) %(asctime)s %(message)s")
+    _log_as(options.name)
     _log.setLevel(level)
     foreground = options.foreground or os.environ.get("WG_PROCESS_FOREGROUND") == "1"
     ready = (lambda: None) if foreground else daemonise()

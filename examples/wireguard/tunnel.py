@@ -104,29 +104,30 @@ class Tunnel:
 
     async def _watch(self) -> None:
         async for event in self._tun.watch():
-            await self._follow(event.link)
+            async with self._changing:
+                await self._follow(event.link)
 
     async def _look(self) -> None:
         for seconds in _LOOKS:
             await asyncio.sleep(seconds)
-            await self._follow(await self._tun.link())
+            async with self._changing:  # what the watch tells meanwhile is newer, and comes after it
+                await self._follow(await self._tun.link())
 
     async def _follow(self, link: Link) -> None:
-        async with self._changing:
-            self._device.mtu = link.mtu
-            if link.up == self._up:
-                return
-            self._up = link.up
-            if self._up:
-                try:
-                    await self._bind(self._device.listen_port)
-                except UapiError as error:
-                    _log.error("%s", error)
-                self._device.up()
-            else:
-                self._device.down()
-                await self._unbind()
-            self._look_at_timers()
+        self._device.mtu = link.mtu
+        if link.up == self._up:
+            return
+        self._up = link.up
+        if self._up:
+            try:
+                await self._bind(self._device.listen_port)
+            except UapiError as error:
+                _log.error("%s", error)
+            self._device.up()
+        else:
+            self._device.down()
+            await self._unbind()
+        self._look_at_timers()
 
     # -- the configuration ---------------------------------------------------------------------------------------------
 
@@ -140,8 +141,8 @@ class Tunnel:
             if changes.fwmark is not None:
                 await self._mark(changes.fwmark)
             port = changes.listen_port
-            if self._up and ((port is not None and port != self._device.listen_port) or self._udp is None):
-                await self._bind(self._device.listen_port if port is None else port)
+            if port is not None and self._up and (port != self._device.listen_port or self._udp is None):
+                await self._bind(port)
             elif port is not None:
                 self._device.listen_port = port
             apply(changes, self._device)

@@ -67,3 +67,43 @@ def test_a_real_limit_of_memory_loses_no_frame(extension: str) -> None:
         [sys.executable, "-c", _UNDER_A_LIMIT], capture_output=True, text=True, timeout=50, env=environment, check=False
     )
     assert run.stdout.split() == ["True", "True", "6000", "True"], run.stderr
+
+
+_EACH_ALLOCATION_FAILS = """
+import asyncio, socket
+import _testcapi
+from aiotuntap.udp import UdpStream
+
+async def main():
+    failed = 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.bind(("127.0.0.1", 0))
+        async with UdpStream("127.0.0.1:0", peer.getsockname()) as stream:
+            for first in range(20):
+                sent = [b"%d" % number for number in range(5)]
+                for each in sent:
+                    peer.sendto(each, (stream.local.host, stream.local.port))
+                while len(stream._buffer) < 5:
+                    await asyncio.sleep(0)
+                got = []
+                _testcapi.set_nomemory(first, first + 1)
+                try:
+                    got = stream.read_frames_nowait(2)
+                except MemoryError:
+                    failed += 1
+                finally:
+                    _testcapi.remove_mem_hooks()
+                got += stream.read_frames_nowait()
+                assert got == sent, (first, got)
+    print(failed > 0)
+
+asyncio.run(main())
+"""
+
+
+def test_a_part_of_the_buffer_is_taken_whole_or_not_at_all() -> None:
+    pytest.importorskip("_testcapi", reason="this Python comes without its own tests")
+    run = subprocess.run(
+        [sys.executable, "-c", _EACH_ALLOCATION_FAILS], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert run.stdout == "True\n", run.stderr

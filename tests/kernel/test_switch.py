@@ -79,6 +79,15 @@ class Example:
         time.sleep(seconds)
         return (self.cpu_time() - before) / seconds
 
+    def stop(self) -> None:
+        """Ends it, so that it leaves nothing behind."""
+        self.process.terminate()
+        try:
+            self.process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+
     def wait(self) -> tuple[int, str, str]:
         """Its status, what it still printed, and its complaints."""
         out, err = self.process.communicate(timeout=10)
@@ -116,8 +125,7 @@ def starter() -> Iterator[Start]:
         yield start
     finally:
         for example in started:
-            example.process.kill()
-            example.process.communicate()
+            example.stop()
 
 
 @pytest.fixture

@@ -91,8 +91,7 @@ def switch(machine: Machine, *remotes: Machine, mtu: int = 1400, options: list[s
             ip("-n", station, "address", "add", f"10.50.0.{100 + machine.number}/24", "dev", PORT)
             yield example
         finally:
-            example.process.kill()
-            example.process.communicate()
+            example.stop()
 
 
 def ping(netns: str, address: str, *options: str) -> bool:

@@ -36,6 +36,16 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = _PAT
         time.sleep(0.02)
 
 
+def listens(name: str) -> bool:
+    """Not asked by wg, which deletes a socket that nobody listens on yet."""
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(SOCKETS / f"{name}.sock"))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+
 def wg(*arguments: str, text: str = "", check: bool = True) -> str:
     """What wg says. It finds interfaces by their sockets, in whichever namespace they are."""
     run = subprocess.run(["wg", *arguments], input=text, capture_output=True, text=True, check=False, timeout=_PATIENCE)
@@ -63,7 +73,7 @@ def running(command: Sequence[str], name: str, **options: object) -> Iterator[su
     """A program in the foreground, from when wg can reach it until the block ends."""
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.DEVNULL, **options)  # type: ignore[call-overload]
     try:
-        wait_until(lambda: process.poll() is not None or (SOCKETS / f"{name}.sock").exists(), f"{command} is ready")
+        wait_until(lambda: process.poll() is not None or listens(name), f"{command} is ready")
         assert process.poll() is None, f"{command} ended with {process.returncode}"
         yield process
     finally:
@@ -93,6 +103,8 @@ class End:
     inner: list[str] = field(default_factory=list)
     times: dict[str, float] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    #: A file for all that it has to say.
+    log: Path | None = None
 
     def __post_init__(self) -> None:
         self.name = unique("wg")
@@ -104,7 +116,11 @@ class End:
         command = ["wireguard-go", "-f", self.name] if self.kind == "go" else example("-f", self.name, times=self.times)
         command = ["ip", "netns", "exec", self.netns, *command]
         environment = {**os.environ, "WG_PROCESS_FOREGROUND": "1", **self.environment}
-        self.process = self.stack.enter_context(running(command, self.name, env=environment))
+        options = {}
+        if self.log is not None:
+            environment["LOG_LEVEL"] = "verbose"
+            options["stderr"] = self.stack.enter_context(self.log.open("w"))
+        self.process = self.stack.enter_context(running(command, self.name, env=environment, **options))
         self.set("private-key", "/dev/stdin", "listen-port", str(listen_port), text=self.private)
         turn_on_ipv6(self.name, self.netns)
         for address in self.inner:

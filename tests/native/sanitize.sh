@@ -20,7 +20,7 @@ warnings='-std=c11 -Wall -Wextra -Wconversion -Wshadow -Werror'
 # shellcheck disable=SC2086 # one word an option
 for compiler in gcc clang aarch64-linux-gnu-gcc s390x-linux-gnu-gcc; do
     echo "== $compiler: no warning"
-    for file in $harness native/module.c; do
+    for file in tests/native/harness.c native/*.c; do
         "$compiler" $warnings -O2 -fPIC -isystem "$headers" -DPy_LIMITED_API=0x030B0000 '-DSOURCES=""' \
             -c "$file" -o "$work/object"
     done
