@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster
+from hypothesis import HealthCheck, settings
 
 import aiotuntap
 from aiotuntap import _abi, _engine
@@ -56,6 +57,11 @@ _NO_KERNEL = _enter_private_namespace()
 # In debug mode, asyncio notes for each future and callback where it was made, and with that asks the file system whether
 # ten sources are still the same: that took a third of the time of all tests. They do not change meanwhile.
 linecache.checkcache = lambda filename=None: None
+
+
+# A busy machine is no defect of what is tested.
+settings.register_profile("aiotuntap", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("aiotuntap")
 
 
 def pytest_collection_finish() -> None:

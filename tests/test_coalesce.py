@@ -812,13 +812,13 @@ def traffic(draw: st.DrawFn) -> tuple[list[bytes], Mode]:
     return frames, mode
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(traffic(), st.sampled_from((Offload.ALL, Offload.ALL, Offload.TSO4 | Offload.USO6)), HEADER_SIZES)
 def test_traffic(case: tuple[list[bytes], Mode], offload: Offload, header_size: int) -> None:
     judged(*case, offload, header_size)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(traffic(), st.data())
 def test_traffic_with_frames_that_lie(case: tuple[list[bytes], Mode], data: st.DataObject) -> None:
     frames, mode = case
@@ -827,7 +827,7 @@ def test_traffic_with_frames_that_lie(case: tuple[list[bytes], Mode], data: st.D
     judged(frames, mode)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(traffic(), st.data())
 def test_frames_again_and_out_of_order(case: tuple[list[bytes], Mode], data: st.DataObject) -> None:
     frames, mode = case
@@ -835,7 +835,7 @@ def test_frames_again_and_out_of_order(case: tuple[list[bytes], Mode], data: st.
     judged(data.draw(st.permutations(frames[-40:] + some)), mode)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(packets(st.integers(1, 40)), st.integers(2, 6), st.data())
 def test_hostile_frames(packet: Packet, count: int, data: st.DataObject) -> None:
     """A flow of them, each several times, since their numbers stand still; and what is about them goes on."""
@@ -863,13 +863,13 @@ def test_every_byte_of_the_headers_changed_and_every_length(packet: Packet) -> N
         judged([before, frame[:end], after], packet.mode)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.binary(max_size=90), max_size=6), MODES)
 def test_random_bytes(frames: list[bytes], mode: Mode) -> None:
     judged(frames, mode)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(traffic())
 def test_segmenting_gives_back_each_flow_in_order(case: tuple[list[bytes], Mode]) -> None:
     frames, mode = case
@@ -886,7 +886,7 @@ def test_segmenting_gives_back_each_flow_in_order(case: tuple[list[bytes], Mode]
         assert before == after
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(packets(st.just(0)), st.integers(1, 100), st.integers(2, 70))
 def test_what_was_segmented_becomes_one_again(packet: Packet, size: int, count: int) -> None:
     packet = replace(

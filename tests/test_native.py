@@ -116,7 +116,7 @@ def same_merged(frames: list[bytes], mode: Mode, offload: Offload, header_size: 
     return expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_segments_are_the_same(data: st.DataObject) -> None:
     packet = data.draw(packets(st.one_of(st.integers(0, 300), st.integers(0, 20000))))
@@ -130,13 +130,13 @@ def test_segments_are_the_same(data: st.DataObject) -> None:
     same_segments(data.draw(spoiled(frame, header_size + packet.header_length)), packet.mode, header_size)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=120), MODES, HEADER_SIZES)
 def test_segments_of_anything_are_the_same(frame: bytes, mode: Mode, header_size: int) -> None:
     same_segments(frame, mode, header_size)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_merged_frames_are_the_same(data: st.DataObject) -> None:
     mode = data.draw(MODES)

@@ -97,7 +97,7 @@ def test_finds_no_headers(frame: bytes, mode: Mode) -> None:
     assert parse(frame, mode) is None
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(packets(st.integers(0, 100)))
 def test_frames_are_built_as_dpkt_reads_them(packet: Packet) -> None:
     ip, transport = ask_dpkt(packet.build(), packet.mode)
@@ -124,7 +124,7 @@ def test_frames_are_built_as_dpkt_reads_them(packet: Packet) -> None:
         assert transport.opts == packet.tcp_options
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(packets(st.integers(0, 100)), st.integers(1, 40))
 def test_pieces_are_what_dpkt_takes(packet: Packet, gso_size: int) -> None:
     pieces = packet.pieces(gso_size)

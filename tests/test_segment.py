@@ -584,7 +584,7 @@ SIZES = st.one_of(st.integers(0, 60), st.integers(0, 400))
 GSO_SIZES = st.one_of(st.integers(1, 9), st.integers(1, 420), st.sampled_from((8, 16, 64, 65535)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(packets(SIZES), GSO_SIZES, HEADER_SIZES, st.booleans())
 def test_valid_frames(packet: Packet, gso_size: int, header_size: int, zero_checksums: bool) -> None:
     if zero_checksums and gso_size > 1:
@@ -597,14 +597,14 @@ def test_valid_frames(packet: Packet, gso_size: int, header_size: int, zero_chec
     ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(packets(SIZES), HEADER_SIZES, st.integers(0, 255))
 def test_checksums_to_finish(packet: Packet, header_size: int, flags: int) -> None:
     frame = packet.super_frame(0, gso_type=GSO_NONE, flags=flags | NEEDS_CSUM, header_size=header_size)
     assert judged(frame, packet.mode, header_size) == [packet.build()]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(packets(st.integers(20000, 65000)), st.integers(100, 3000))
 def test_valid_frames_of_up_to_64_kib(packet: Packet, gso_size: int) -> None:
     room = 65535 - packet.header_length + packet.network
@@ -620,13 +620,13 @@ def spoiled_super_frames(draw: st.DrawFn) -> tuple[bytes, Mode]:
     return draw(spoiled(frame, 10 + packet.header_length)), packet.mode
 
 
-@settings(max_examples=700, deadline=None)
+@settings(max_examples=700)
 @given(spoiled_super_frames())
 def test_frames_that_lie(case: tuple[bytes, Mode]) -> None:
     judged(*case)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(packets(st.integers(0, 60)), st.integers(1, 60), st.data())
 def test_hostile_frames(packet: Packet, gso_size: int, data: st.DataObject) -> None:
     frame = data.draw(hostile(packet))
@@ -662,7 +662,7 @@ def test_every_byte_of_the_headers_changed_and_every_length(packet: Packet) -> N
             judged(with_bytes(frame, 2, bytes(2))[:end], packet.mode)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     st.builds(vnet_header, flags=st.integers(0, 3), gso_type=st.sampled_from((0, 1, 3, 4, 5, 0x81)), gso_size=SIZES),
     st.sampled_from((b"", b"\x45", b"\x60", bytes(12) + b"\x08\x00\x45", bytes(12) + b"\x86\xdd\x60")),

@@ -1,11 +1,11 @@
-"""Two devices and a network that does what networks do, and worse, for days."""
+"""Two devices and a network that does what networks do, and worse, for hours."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from wireguard.drops import Drops
 
@@ -20,7 +20,7 @@ weather = st.one_of(st.just(CALM), st.tuples(*[st.integers(0, 30)] * 6), st.just
 step = st.one_of(
     st.tuples(st.just("send"), st.sampled_from("ab"), st.integers(1, 20)),
     st.tuples(
-        st.just("wait"), st.sampled_from([0.001, 0.1, 1.0, 4.9, 5.2, 10.0, 15.0, 60.0, 119.0, 181.0, 541.0, 90_000.0])
+        st.just("wait"), st.sampled_from([0.001, 0.1, 1.0, 4.9, 5.2, 10.0, 15.0, 60.0, 119.0, 181.0, 541.0, 3_700.0])
     ),
     st.tuples(st.just("weather"), weather),
     st.tuples(st.just("move"), st.sampled_from("ab"), st.integers(2, 250)),
@@ -105,7 +105,7 @@ class Network:
             assert not device.outbox
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(st.integers(0, 1000), st.lists(step, max_size=25))
 def test_nothing_is_received_that_was_not_sent_and_all_is_well_in_the_end(
     seed: int, steps: list[tuple[object, ...]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from wireguard.drops import Drops
 from wireguard.noise import Keys
@@ -70,7 +70,6 @@ batch = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(batch, st.integers(0, 300)), max_size=8))
 def test_batches_that_follow_are_accepted_at_once_and_others_one_by_one(batches: list[list[int] | int]) -> None:
     window, model = ReplayWindow(), Model()
