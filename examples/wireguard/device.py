@@ -98,12 +98,15 @@ class Device:
             key = None
         if key == self.private_key:
             return
+        was_without = self.identity is None
         self.identity = identity = None if key is None else Identity(key)
         self._macs = None if identity is None else cookie.Receiver(identity.public_key, self.rng)
         if identity is not None:
             self.remove_peer(identity.public_key)
         for peer in self.peers.values():
             peer.distrust()
+            if identity is not None and was_without:
+                peer.keep_alive(self.now())
 
     @property
     def public_key(self) -> bytes | None:
@@ -136,7 +139,7 @@ class Device:
         if not self.running:
             self.running = True
             for peer in self.peers.values():
-                peer.start(self.now())
+                peer.keep_alive(self.now())
 
     def down(self) -> None:
         """Stops: forgets sessions, timers and packets that wait, and ignores what comes. Peers and routes stay."""

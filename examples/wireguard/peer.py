@@ -145,9 +145,11 @@ class Peer:
 
     @endpoint.setter
     def endpoint(self, address: Address | None) -> None:
-        self._endpoint = address
+        was_unknown, self._endpoint = self._endpoint is None, address
         if address is not None:
             self._send_staged(self._host.now())
+            if was_unknown:
+                self.keep_alive(self._host.now())
 
     @property
     def persistent_keepalive(self) -> int:
@@ -405,8 +407,8 @@ class Peer:
 
     # -- begin and end -------------------------------------------------------------------------------------------------
 
-    def start(self, now: float) -> None:
-        """The device is up."""
+    def keep_alive(self, now: float) -> None:
+        """The device is up, or has a key, or knows where the peer is: persistent keepalives begin, if it has them."""
         if self._persistent_keepalive:
             self.send_keepalive(now)
 

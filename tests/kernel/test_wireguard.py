@@ -384,11 +384,12 @@ def test_a_port_that_is_taken(station: End) -> None:
     before = station.port
     with socket_in(station.netns) as taken:
         number = taken.getsockname()[1]
-        wg_set = ["wg", "set", station.name, "listen-port", str(number), "fwmark", "0"]
+        wg_set = ["wg", "set", station.name, "listen-port", str(number), "fwmark", "9"]
         run = subprocess.run(wg_set, capture_output=True, text=True, check=False)
         assert run.returncode == 1
         assert "Address already in use" in run.stderr
         assert station.port == before
+        assert wg("show", station.name, "fwmark").strip() == "off"
         assert listening(station) == {before, number}
 
 

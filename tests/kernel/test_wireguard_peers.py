@@ -152,6 +152,27 @@ def test_a_peer_that_moves_to_another_address_is_followed() -> None:
         assert first.ping("10.20.0.2")
 
 
+def test_the_own_address_that_a_peer_does_not_answer_to_any_more_is_given_up() -> None:
+    """It was the one that the peer wrote to; the kernel has another one, and chooses it."""
+    with star("ours", "go", times={"KEEPALIVE_TIMEOUT": 1.0, "REKEY_TIMEOUT": 1.0}) as (first, second):
+        first.inner, second.inner = ["10.20.0.1/24"], ["10.20.0.2/24"]
+        first.start(PORT)
+        second.start()
+        own = "198.51.100.1"
+        ip("-n", first.netns, "address", "add", f"{own}/32", "dev", "ve1")
+        ip("-n", second.netns, "route", "add", f"{own}/32", "dev", "ve0")
+        first.add(second, ["10.20.0.2/32"])
+        second.add(first, ["10.20.0.1/32"], f"{own}:{PORT}")
+        assert second.reaches("10.20.0.1")
+        assert second.show("endpoints")[first.public] == [f"{own}:{PORT}"]
+        chain = "{ type filter hook input priority 0; }"
+        rules = f"add table ip t; add chain ip t c {chain}; add rule ip t c ip saddr {own} drop"
+        subprocess.run(["ip", "netns", "exec", second.netns, "nft", rules], check=True)
+        assert not first.ping("10.20.0.2", seconds=1)
+        assert first.reaches("10.20.0.2")
+        assert second.show("endpoints")[first.public] == [f"{second.outer[1]}:{PORT}"]
+
+
 @pytest.mark.parametrize("hub", ["ours", "go"])
 def test_three_peers_with_routes_that_overlap(hub: str) -> None:
     with star(hub, "go", "ours", "ours") as (middle, wide, narrow, single):

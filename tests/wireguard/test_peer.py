@@ -337,6 +337,25 @@ def test_a_persistent_keepalive_alone_brings_a_tunnel_up_and_keeps_it() -> None:
     assert max(gaps) < 2 * 10  # what is received also puts it off
 
 
+@pytest.mark.parametrize("missing", ["the peer's address", "our own key"])
+def test_a_persistent_keepalive_begins_when_it_can_however_late_that_is(missing: str) -> None:
+    world, a, b = pair()
+    if missing == "our own key":
+        a.device.private_key = None
+    else:
+        a.peer(b).endpoint = None
+    a.peer(b).persistent_keepalive = 10
+    world.run(1000)
+    assert world.sent == []
+    if missing == "our own key":
+        a.device.private_key = b"a" * 32
+    else:
+        a.peer(b).endpoint = b.where
+    world.run(30)
+    assert world.kinds(a)[:2] == [INITIATION, DATA]
+    assert len(world.kinds(a)) == 4
+
+
 # -- the age of sessions -----------------------------------------------------------------------------------------------
 
 
