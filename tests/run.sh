@@ -9,7 +9,7 @@ python=$1
 shift
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
-sh tests/install-programs.sh ip:iproute2 ping:iputils-ping setpriv:util-linux ethtool iperf3 tcpdump nft:nftables \
+sh tests/install-programs.sh ip:iproute2 ping:iputils-ping setpriv:util-linux ethtool iperf3 tcpdump nft:nftables sysctl:procps \
     tshark wg:wireguard-tools wireguard-go
 if "$python" -c 'import aiotuntap._native' 2>/dev/null; then
     export AIOTUNTAP_EXTENSION=1

@@ -14,7 +14,6 @@ from wireguard import tunnel
 from wireguard.device import Device
 from wireguard.noise import Identity
 
-
 from aiotuntap import QueueClosedError
 from aiotuntap.udp import Address
 
