@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wireguard import control
 from wireguard.control import Control
 from wireguard.uapi import Changes
 
@@ -46,7 +45,7 @@ async def test_nothing_is_left_where_it_cannot_begin(
         def inotify_init1(self, flags: int) -> int:
             return -1
 
-    monkeypatch.setattr(control.ctypes, "CDLL", lambda *arguments, **options: Full())
+    monkeypatch.setattr("wireguard.control.ctypes.CDLL", lambda *arguments, **options: Full())
     with pytest.raises(OSError, match=str(tmp_path)):
         await Control(listener, list, _set).serve()
     assert list(tmp_path.iterdir()) == []
