@@ -84,9 +84,14 @@ class Control:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections.add(writer)
         try:
-            # The last two: a line of more than 64 KiB, or one that is not UTF-8, which are none of this protocol.
+            # LimitOverrunError, ValueError: a line of more than 64 KiB, or one that is not UTF-8, which are none of this protocol.
+            # Cancelled, with the program: asyncio of Python 3.11 says so with a traceback.
             with contextlib.suppress(
-                ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError
+                ConnectionError,
+                asyncio.IncompleteReadError,
+                asyncio.LimitOverrunError,
+                ValueError,
+                asyncio.CancelledError,
             ):
                 while operation := await reader.readline():
                     lines = await _until_empty(reader)
@@ -106,7 +111,8 @@ class Control:
             elif operation == "set=1":
                 await self._set(parse(lines))
             else:
-                raise UapiError(errno.EPROTO, f"request must be get=1 or set=1, not {operation!r}")
+                # What it is instead may be a key.
+                raise UapiError(errno.EPROTO, "a request must be get=1 alone, or begin with set=1")
         except UapiError as error:
             _log.error("refused what was asked on %s: %s", self._path, error)
             number = error.number

@@ -157,7 +157,7 @@ class Tunnel:
         """Listens on a port instead of the one before; 0 lets the kernel choose."""
         try:
             udp = await UdpStream(f":{port}", mark=mark or None).open()
-        except SetupError as error:
+        except OSError as error:
             raise _refused(error) from error
         await self._unbind()
         self._udp, self._device.listen_port = udp, udp.local.port
@@ -187,5 +187,5 @@ def source(address: Address) -> tuple[bytes, bytes]:
     return whole[4:8] if whole.family is socket.AF_INET else whole[8:16], whole
 
 
-def _refused(error: SetupError) -> UapiError:
+def _refused(error: OSError) -> UapiError:
     return UapiError(error.errno or errno.EIO, str(error.strerror))

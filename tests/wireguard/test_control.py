@@ -51,6 +51,45 @@ async def test_nothing_is_left_where_it_cannot_begin(
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_a_client_that_does_not_read_ends_in_silence(listener: socket.socket, tmp_path: Path) -> None:
+    problems: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(Control(listener, lambda: ["x" * 1000] * 10_000, _set).serve())
+    await asyncio.sleep(0)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "socket"))
+        client.sendall(b"get=1\n\n" * 3)
+        await asyncio.sleep(0.1)
+        # As at the end of the program: first serve(), then whatever still runs.
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        others = asyncio.all_tasks() - before
+        assert others
+        for each in others:
+            each.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0)
+    assert problems == []
+
+
+async def test_a_refused_request_shows_no_key(
+    listener: socket.socket, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = asyncio.create_task(Control(listener, list, _set).serve())
+    await asyncio.sleep(0)
+    requests = ["private_key=5ec3e7\n", "set=1\nprivate_key=5ec3e7\n", "set=1 private_key=5ec3e7\n", "5ec3e7\n"]
+    for request in requests:
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "socket"))
+        writer.write(f"{request}\n".encode())
+        assert (await reader.readline()).startswith(b"errno=-")
+        writer.close()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert len(caplog.records) == len(requests)
+    assert "5ec3e7" not in caplog.text
+
+
 @pytest.mark.parametrize(
     "request_",
     [b"x" * 100_000 + b"\n\n", b"set=1\n" + b"x" * 100_000 + b"\n\n", b"set=1\n\xff\n\n", b"\xff\n\n", b"set=1\nx"],
