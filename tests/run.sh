@@ -9,8 +9,8 @@ python=$1
 shift
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
-sh tests/install-programs.sh ip:iproute2 ping:iputils-ping setpriv:util-linux ethtool iperf3 tcpdump nft:nftables sysctl:procps \
-    tshark wg:wireguard-tools wireguard-go
+sh tests/install-programs.sh ip:iproute2 ping:iputils-ping setpriv:util-linux ethtool iperf3 tcpdump \
+    tshark wg:wireguard-tools wireguard-go nft:nftables sysctl:procps
 if "$python" -c 'import aiotuntap._native' 2>/dev/null; then
     export AIOTUNTAP_EXTENSION=1
 elif [ "$(id -u)" = 0 ]; then
