@@ -17,7 +17,7 @@ from aiotuntap import AsyncTuntap, DeviceGoneError, Offload, SetupError
 from .control import Control, listen
 from .device import Device
 from .keylog import KeyLog
-from .tunnel import Tunnel, now, source
+from .tunnel import Tunnel, now, source, without_local
 from .uapi import describe
 
 #: What is left of 1500 after the headers of IPv6 and UDP, and of WireGuard's own 32 bytes.
@@ -37,7 +37,8 @@ async def run(name: str, ready: Callable[[], None]) -> None:
         _log_as(tun.name)
         await tun.configure(mtu=MTU)
         log = KeyLog.from_environment()
-        device = Device(now=now, rng=log.rng if log else os.urandom, source=source, log=_log.debug)
+        rng = log.rng if log else os.urandom
+        device = Device(now=now, rng=rng, source=source, without_local=without_local, log=_log.debug)
         if log is not None:
             log.device = device
         device.mtu = MTU

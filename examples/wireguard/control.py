@@ -65,22 +65,34 @@ class Control:
         self._connections: set[asyncio.StreamWriter] = set()
 
     async def serve(self) -> None:
-        """Answers until the file is deleted. When it is cancelled it removes the file itself."""
-        with _watched(self._path) as until_deleted:
-            server = await asyncio.start_unix_server(self._answer, sock=self._listener)
-            try:
-                await until_deleted()
-            finally:
-                server.close()
-                for connection in self._connections:
-                    connection.close()
-                self._path.unlink(missing_ok=True)
+        """Answers until the file is deleted. When it is cancelled or fails it removes the file itself."""
+        try:
+            with _watched(self._path) as until_deleted:
+                # This one does not wait, and so cannot be cancelled with the server half made.
+                server = await asyncio.start_unix_server(self._answer, sock=self._listener, start_serving=False)
+                try:
+                    await server.start_serving()
+                    await until_deleted()
+                finally:
+                    server.close()
+                    for connection in self._connections:
+                        connection.close()
+        finally:
+            self._listener.close()
+            self._path.unlink(missing_ok=True)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections.add(writer)
         try:
-            # ValueError: a line of more than 64 KiB, which is none of this protocol.
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, ValueError):
+            # LimitOverrunError, ValueError: a line of more than 64 KiB, or one that is not UTF-8, which are none of this protocol.
+            # Cancelled, with the program: asyncio of Python 3.11 says so with a traceback.
+            with contextlib.suppress(
+                ConnectionError,
+                asyncio.IncompleteReadError,
+                asyncio.LimitOverrunError,
+                ValueError,
+                asyncio.CancelledError,
+            ):
                 while operation := await reader.readline():
                     lines = await _until_empty(reader)
                     writer.writelines([*await self._lines(operation.decode().rstrip("\n"), lines), b"\n"])
@@ -99,7 +111,8 @@ class Control:
             elif operation == "set=1":
                 await self._set(parse(lines))
             else:
-                raise UapiError(errno.EPROTO, f"request must be get=1 or set=1, not {operation!r}")
+                # What it is instead may be a key.
+                raise UapiError(errno.EPROTO, "a request must be get=1 alone, or begin with set=1")
         except UapiError as error:
             _log.error("refused what was asked on %s: %s", self._path, error)
             number = error.number

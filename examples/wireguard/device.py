@@ -26,8 +26,9 @@ from .noise import (
 )
 from .peer import Address, Peer, Sends
 from .routes import Routes
+from .schedule import Schedule
 from .session import Session
-from .timers import Schedule
+from .timers import Timers
 
 _HANDSHAKES = {INITIATION: INITIATION_SIZE, RESPONSE: RESPONSE_SIZE, COOKIE_REPLY: cookie.COOKIE_REPLY_SIZE}
 
@@ -73,7 +74,7 @@ class Device:
         self.log = log or _ignore
         #: What follows is for peers.
         self.running = False
-        self.schedule: Schedule[Peer] = Schedule()
+        self.schedule: Schedule[Timers] = Schedule()
         self.outbox: Sends = []
         self.identity: Identity | None = None
         self.receivers: dict[bytes, tuple[Peer, Session | None]] = {}
@@ -98,12 +99,15 @@ class Device:
             key = None
         if key == self.private_key:
             return
+        was_without = self.identity is None
         self.identity = identity = None if key is None else Identity(key)
         self._macs = None if identity is None else cookie.Receiver(identity.public_key, self.rng)
         if identity is not None:
             self.remove_peer(identity.public_key)
         for peer in self.peers.values():
             peer.distrust()
+            if identity is not None and was_without:
+                peer.keep_alive(self.now())
 
     @property
     def public_key(self) -> bytes | None:
@@ -136,7 +140,7 @@ class Device:
         if not self.running:
             self.running = True
             for peer in self.peers.values():
-                peer.start(self.now())
+                peer.keep_alive(self.now())
 
     def down(self) -> None:
         """Stops: forgets sessions, timers and packets that wait, and ignores what comes. Peers and routes stay."""
@@ -190,8 +194,8 @@ class Device:
 
     def expire(self, now: float) -> Sends:
         """Does what is due, and gives what is to be sent, also because of changes of the configuration."""
-        while (peer := self.schedule.pop(now)) is not None:
-            peer.expire(now)
+        while (timers := self.schedule.pop(now)) is not None:
+            timers.expire(now)
         return self._sends()
 
     # ------------------------------------------------------------------------------------------------------------------

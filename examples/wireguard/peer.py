@@ -1,7 +1,6 @@
-"""One peer: its sessions, its timers, and the packets that wait while a handshake runs.
+"""One peer: its sessions, and the packets that wait while a handshake runs.
 
-The rules are those of the whitepaper (section 6) as the kernel and wireguard-go apply them; what happens on which
-occasion is in the methods under "occasions".
+The rules are those of the whitepaper (section 6) as the kernel and wireguard-go apply them.
 """
 
 from __future__ import annotations
@@ -16,23 +15,18 @@ from . import cookie, cryptokey
 from .drops import Drops
 from .noise import NO_KEY, HandshakeError, Identity, Initiator, Responder, tai64n
 from .routes import Routes
+from .schedule import Schedule
 from .session import KEEPALIVE_SIZE, Session
+from .sessions import Sessions
 from .timers import (
-    FORGET,
     INITIATION_INTERVAL,
-    JITTER,
-    KEEPALIVE,
     KEEPALIVE_TIMEOUT,
     MAX_RETRIES,
-    NEVER,
-    NEW_HANDSHAKE,
-    PERSISTENT,
     REJECT_AFTER_TIME,
     REKEY_AFTER_MESSAGES,
     REKEY_AFTER_TIME,
     REKEY_TIMEOUT,
-    RETRANSMIT,
-    Schedule,
+    Timers,
 )
 
 #: What the UDP socket gives for where a datagram came from: anything that is hashable. It is passed back unchanged.
@@ -51,7 +45,7 @@ class Host(Protocol):
     mtu: int
     drops: Drops
     routes: Routes[Peer]
-    schedule: Schedule[Peer]
+    schedule: Schedule[Timers]
     outbox: Sends
     identity: Identity | None
     #: To whom a datagram belongs, by its receiver index; without a session: to the handshake of the peer.
@@ -76,10 +70,7 @@ class Peer:
     """
 
     __slots__ = (
-        "_attempts",
         "_cookies",
-        "_current",
-        "_deadlines",
         "_endpoint",
         "_handshake",
         "_handshake_index",
@@ -88,17 +79,14 @@ class Peer:
         "_is_last_minute",
         "_last_consumed",
         "_last_timestamp",
-        "_needs_another_keepalive",
-        "_next",
-        "_persistent_keepalive",
-        "_previous",
+        "_sessions",
         "_staged",
         "_static_shared",
+        "_timers",
         "last_handshake",
         "preshared_key",
         "public_key",
         "rx_bytes",
-        "turn",
         "tx_bytes",
     )
 
@@ -111,18 +99,13 @@ class Peer:
         self.tx_bytes = 0
         #: Nanoseconds since the epoch when the last handshake was completed; 0: never.
         self.last_handshake = 0
-        #: The next turn in the schedule, which alone changes it.
-        self.turn = NEVER
         self._host = host
+        self._timers = Timers(self, host.schedule, host.rng)
         self._endpoint: Address | None = None
-        self._persistent_keepalive = 0
         self._cookies = cookie.Sender(public_key)
         self._static_shared: bytes | None = None
         self._staged: deque[bytes] = deque(maxlen=STAGED)
-        #: A session that we answered is the next one until the peer uses it. The previous one still receives.
-        self._previous: Session | None = None
-        self._current: Session | None = None
-        self._next: Session | None = None
+        self._sessions = Sessions(self._forget)
         #: The one that we began and that was not answered yet.
         self._handshake: Initiator | None = None
         self._handshake_index = b""
@@ -145,18 +128,20 @@ class Peer:
 
     @endpoint.setter
     def endpoint(self, address: Address | None) -> None:
-        self._endpoint = address
+        was_unknown, self._endpoint = self._endpoint is None, address
         if address is not None:
             self._send_staged(self._host.now())
+            if was_unknown:
+                self.keep_alive(self._host.now())
 
     @property
     def persistent_keepalive(self) -> int:
         """Seconds between keepalives whatever else happens, 1 to 65535; 0: none. One is sent when it is turned on."""
-        return self._persistent_keepalive
+        return self._timers.persistent
 
     @persistent_keepalive.setter
     def persistent_keepalive(self, seconds: int) -> None:
-        was_off, self._persistent_keepalive = not self._persistent_keepalive, seconds
+        was_off, self._timers.persistent = not self._timers.persistent, seconds
         if was_off and seconds:
             self.send_keepalive(self._host.now())
 
@@ -164,7 +149,7 @@ class Peer:
 
     def send(self, packets: Sequence[bytes], now: float) -> None:
         """Sends what waits and *packets*, or lets them wait for a handshake; an empty packet is a keepalive."""
-        host, session = self._host, self._current
+        host, session = self._host, self._sessions.current
         if not host.running:
             return
         if self._staged:
@@ -177,11 +162,10 @@ class Peer:
         datagrams = session.seal(packets, host.mtu)
         if len(datagrams) < len(packets):
             self._stage(packets[len(datagrams) :])
-        self._on_authenticated_traversal(now)
-        self._on_authenticated_sent()
+        self._timers.authenticated_sent(now)
         self._post(datagrams)
         if any(packets):
-            self._on_data_sent(now)
+            self._timers.data_sent(now)
         is_old = session.is_initiator and now >= session.created + REKEY_AFTER_TIME
         if is_old or session.sent > REKEY_AFTER_MESSAGES:
             self._initiate(now)
@@ -198,16 +182,14 @@ class Peer:
             return packets
         self.rx_bytes += sum(map(len, packets)) + KEEPALIVE_SIZE * len(packets)
         self._endpoint = source
-        if session is self._next:
-            self._forget(self._previous)
-            self._previous, self._current, self._next = self._current, session, None
+        if session is self._sessions.next:
+            self._sessions.confirm_next()
             self._on_handshake_complete()
             self._send_staged(now)
         self._keep_fresh(now)
-        self._on_authenticated_traversal(now)
-        self._on_authenticated_received()
+        self._timers.authenticated_received(now)
         if any(packets):
-            self._on_data_received(now)
+            self._timers.data_received(now)
         return cryptokey.allowed(packets, self, host.routes.lookup, host.drops)
 
     # -- handshakes ----------------------------------------------------------------------------------------------------
@@ -231,17 +213,14 @@ class Peer:
         self._last_timestamp, self._last_consumed = timestamp, now
         self.rx_bytes += size
         self._endpoint = source
-        self._on_authenticated_received()
+        self._timers.authenticated_received(now)
         self._drop_handshake()
-        self._forget(self._next)
-        self._forget(self._previous)
-        self._previous = None
-        self._next = Session(keys, index, responder.sender, is_initiator=False, now=now)
-        host.receivers[index] = self, self._next
+        session = Session(keys, index, responder.sender, is_initiator=False, now=now)
+        host.receivers[index] = self, session
+        self._sessions.add_answered(session)
         self._initiated = now
-        self._on_session_derived(now)
-        self._on_authenticated_traversal(now)
-        self._on_authenticated_sent()
+        self._timers.session_derived(now)
+        self._timers.authenticated_sent(now)
         host.log(f"{self} - Received handshake initiation, sending handshake response")
         self._post([self._cookies.seal(message, now)])
 
@@ -256,19 +235,12 @@ class Peer:
         remote_index, keys = self._handshake.finish(message, self.preshared_key)
         self._endpoint = source
         self.rx_bytes += len(message)
-        self._on_authenticated_traversal(now)
-        self._on_authenticated_received()
+        self._timers.authenticated_received(now)
         session = Session(keys, self._handshake_index, remote_index, is_initiator=True, now=now)
         self._host.receivers[session.index] = self, session
         self._handshake = None
-        self._forget(self._previous)
-        if self._next is not None:
-            self._forget(self._current)
-            self._previous, self._next = self._next, None
-        else:
-            self._previous = self._current
-        self._current = session
-        self._on_session_derived(now)
+        self._sessions.add_begun(session)
+        self._timers.session_derived(now)
         self._on_handshake_complete()
         self._host.log(f"{self} - Received handshake response")
         self.send_keepalive(now)
@@ -281,12 +253,11 @@ class Peer:
         """Begins a handshake, unless one was begun or answered lately."""
         host = self._host
         if not is_retry:
-            self._attempts = 0
+            self._timers.handshake_wanted()
         is_too_early = now < self._initiated + REKEY_TIMEOUT
         if is_too_early or host.identity is None or self._endpoint is None:
-            # What waits is tried again or given up in time, also when no other packet comes to remind us.
-            if self._staged and self._deadlines[RETRANSMIT] == NEVER:
-                self._set(RETRANSMIT, (self._initiated if is_too_early else now) + REKEY_TIMEOUT + self._jitter())
+            if self._staged:
+                self._timers.handshake_put_off(self._initiated if is_too_early else now)
             return
         self._initiated = now
         self._drop_handshake()
@@ -305,115 +276,59 @@ class Peer:
             return
         self._handshake_index = index
         host.receivers[index] = self, None
-        self._on_authenticated_traversal(now)
-        self._on_authenticated_sent()
+        self._timers.authenticated_sent(now)
         host.log(f"{self} - Sending handshake initiation")
         self._post([self._cookies.seal(self._handshake.message, now)])
-        self._set(RETRANSMIT, now + REKEY_TIMEOUT + self._jitter())
-
-    # -- occasions -----------------------------------------------------------------------------------------------------
-
-    def _on_data_sent(self, now: float) -> None:
-        if self._deadlines[NEW_HANDSHAKE] == NEVER:
-            self._set(NEW_HANDSHAKE, now + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + self._jitter())
-
-    def _on_data_received(self, now: float) -> None:
-        if self._deadlines[KEEPALIVE] == NEVER:
-            self._set(KEEPALIVE, now + KEEPALIVE_TIMEOUT)
-        else:
-            self._needs_another_keepalive = True
-
-    def _on_authenticated_sent(self) -> None:
-        self._deadlines[KEEPALIVE] = NEVER
-
-    def _on_authenticated_received(self) -> None:
-        self._deadlines[NEW_HANDSHAKE] = NEVER
-
-    def _on_authenticated_traversal(self, now: float) -> None:
-        if self._persistent_keepalive:
-            self._set(PERSISTENT, now + self._persistent_keepalive)
-
-    def _on_session_derived(self, now: float) -> None:
-        self._set(FORGET, now + 3 * REJECT_AFTER_TIME)
+        self._timers.handshake_begun(now)
 
     def _on_handshake_complete(self) -> None:
-        self._deadlines[RETRANSMIT] = NEVER
+        self._timers.handshake_completed()
         self._is_last_minute = False
         self.last_handshake = self._host.wall_clock()
 
     def _keep_fresh(self, now: float) -> None:
         """Renews a session that receives and is about to expire; once, for the peer may not answer."""
-        session = self._current
+        session = self._sessions.current
         if session is None or not session.is_initiator or self._is_last_minute:
             return
         if now >= session.created + REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT:
             self._is_last_minute = True
             self._initiate(now)
 
-    # -- timers --------------------------------------------------------------------------------------------------------
+    # -- for the timers ------------------------------------------------------------------------------------------------
 
-    def expire(self, now: float) -> None:
-        """Does what is due, the longest due first.
+    def try_again(self, now: float) -> None:
+        """Begins the handshake again that was not answered."""
+        self._forget_local()
+        self._initiate(now, is_retry=True)
 
-        But keys are forgotten before that, or a handshake that another timer begins after a long sleep of the machine
-        would be forgotten with them.
-        """
-        deadlines = self._deadlines
-        while (when := min(deadlines)) <= now:
-            timer = FORGET if deadlines[FORGET] <= now else deadlines.index(when)
-            deadlines[timer] = NEVER
-            _HANDLERS[timer](self, now)
-        self._host.schedule.add(when, self)
-
-    def _on_retransmit(self, now: float) -> None:
-        if self._attempts <= MAX_RETRIES:
-            self._attempts += 1
-            self._forget_local()
-            self._initiate(now, is_retry=True)
-            return
+    def give_up(self) -> None:
+        """What waits will not be sent."""
         self._host.log(f"{self} - Handshake did not complete after {MAX_RETRIES + 2} attempts, giving up")
-        self._deadlines[KEEPALIVE] = NEVER
         self._drop_staged()
-        if self._deadlines[FORGET] == NEVER:
-            self._set(FORGET, now + 3 * REJECT_AFTER_TIME)
 
-    def _on_keepalive(self, now: float) -> None:
-        self.send_keepalive(now)
-        if self._needs_another_keepalive:
-            self._needs_another_keepalive = False
-            self._set(KEEPALIVE, now + KEEPALIVE_TIMEOUT)
-
-    def _on_new_handshake(self, now: float) -> None:
+    def begin_anew(self, now: float) -> None:
+        """Begins a handshake: the peer may have lost its session, or we the way to it."""
         self._host.log(f"{self} - Beginning a handshake because nothing came back")
         self._forget_local()
         self._initiate(now)
 
-    def _on_forget(self, now: float) -> None:
+    def forget_keys(self) -> None:
+        """They are too old to be of use."""
         self._host.log(f"{self} - Removing all keys, there was no new one in {3 * REJECT_AFTER_TIME:.0f} seconds")
         self._forget_all()
 
-    def _on_persistent(self, now: float) -> None:
-        if self._persistent_keepalive:
-            self.send_keepalive(now)
-
-    def _set(self, timer: int, when: float) -> None:
-        self._deadlines[timer] = when
-        self._host.schedule.add(when, self)
-
-    def _jitter(self) -> float:
-        return int.from_bytes(self._host.rng(2)) / 0x10000 * JITTER
-
     # -- begin and end -------------------------------------------------------------------------------------------------
 
-    def start(self, now: float) -> None:
-        """The device is up."""
-        if self._persistent_keepalive:
+    def keep_alive(self, now: float) -> None:
+        """The device is up, or has a key, or knows where the peer is: persistent keepalives begin, if it has them."""
+        if self.persistent_keepalive:
             self.send_keepalive(now)
 
     def stop(self) -> None:
         """The device is down, or the peer removed: as new, but for what is configured or counted."""
         self._forget_all()
-        self._host.schedule.remove(self)
+        self._timers.clear()
         self._reset()
 
     def distrust(self) -> None:
@@ -421,29 +336,21 @@ class Peer:
         self._static_shared = None
         self._drop_handshake()
         self._initiated = -math.inf
-        for session in (self._current, self._next):
-            if session is not None:
-                session.wear_out()
+        self._sessions.wear_out()
 
     def _reset(self) -> None:
-        self._deadlines = [NEVER] * len(_HANDLERS)
         #: When a handshake was last begun or answered by us.
         self._initiated = -math.inf
-        self._attempts = 0
         self._is_last_minute = False
-        self._needs_another_keepalive = False
 
     def _forget_all(self) -> None:
-        for session in (self._previous, self._current, self._next):
-            self._forget(session)
-        self._previous = self._current = self._next = None
+        self._sessions.clear()
         self._drop_handshake()
         self._drop_staged()
 
-    def _forget(self, session: Session | None) -> None:
+    def _forget(self, session: Session) -> None:
         """What comes for *session* from now on is not known."""
-        if session is not None:
-            del self._host.receivers[session.index]
+        del self._host.receivers[session.index]
 
     def _drop_handshake(self) -> None:
         if self._handshake is not None:
@@ -488,7 +395,3 @@ class Peer:
         while (index := self._host.rng(4)) in self._host.receivers:
             pass
         return index
-
-
-#: By timer.
-_HANDLERS = (Peer._on_retransmit, Peer._on_keepalive, Peer._on_new_handshake, Peer._on_forget, Peer._on_persistent)

@@ -1,16 +1,14 @@
-"""When things happen: the constants of the whitepaper (section 6) and whose turn is next.
+"""When a peer does what: the constants of the whitepaper (section 6), and the timers that they set.
 
-A peer has five timers. They are set and cleared with each batch of packets, so that costs next to nothing: the schedule
-has for each peer the earliest time that any of its timers was set to, and only when that comes are the timers asked
-which of them is due, if one still is.
+The rules are the whitepaper's as the kernel and wireguard-go apply them.
 """
 
 from __future__ import annotations
 
-import math
-from heapq import heappop, heappush
-from itertools import count
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Protocol
+
+from .schedule import NEVER, Schedule
 
 REKEY_AFTER_MESSAGES = 2**60
 REJECT_AFTER_MESSAGES = 2**64 - 2**13 - 1
@@ -27,55 +25,156 @@ MAX_RETRIES = int(REKEY_ATTEMPT_TIME / REKEY_TIMEOUT)
 #: Two initiations of one peer that come closer together than this are one too many.
 INITIATION_INTERVAL = 1 / 50
 
-NEVER = math.inf
-
 #: The timers of a peer, as indices into its deadlines:
 #: send the initiation again; answer data with a keepalive; data was sent and nothing came back; forget all keys; the
 #: persistent keepalive.
 RETRANSMIT, KEEPALIVE, NEW_HANDSHAKE, FORGET, PERSISTENT = range(5)
 
 
-class Timed(Protocol):
-    """What has a turn."""
+class Actor(Protocol):
+    """What a peer does when it is time."""
 
-    #: The earliest turn that was asked for, NEVER if none. The schedule's own.
-    turn: float
+    def send_keepalive(self, now: float, /) -> None: ...
+    def try_again(self, now: float, /) -> None:
+        """The handshake that was begun is not complete."""
+
+    def give_up(self) -> None:
+        """As often as it was tried, it is not complete."""
+
+    def begin_anew(self, now: float, /) -> None:
+        """Data was sent, and nothing came back."""
+
+    def forget_keys(self) -> None:
+        """There was no new session for long."""
 
 
-T = TypeVar("T", bound=Timed)
+class Timers:
+    """The five timers of one peer. What happened is told by calling the method of that name."""
+
+    __slots__ = (
+        "_actor",
+        "_attempts",
+        "_deadlines",
+        "_needs_another_keepalive",
+        "_rng",
+        "_schedule",
+        "persistent",
+        "turn",
+    )
+
+    def __init__(self, actor: Actor, schedule: Schedule[Timers], rng: Callable[[int], bytes]) -> None:
+        #: The next turn in the schedule, which alone changes it.
+        self.turn = NEVER
+        #: Seconds between persistent keepalives; 0: none.
+        self.persistent = 0
+        self._actor = actor
+        self._schedule = schedule
+        self._rng = rng
+        self.clear()
+
+    def clear(self) -> None:
+        """None of them runs."""
+        self._schedule.remove(self)
+        self._deadlines = [NEVER] * len(_HANDLERS)
+        self._attempts = 0
+        self._needs_another_keepalive = False
+
+    # -- what happened -------------------------------------------------------------------------------------------------
+
+    def data_sent(self, now: float) -> None:
+        if self._deadlines[NEW_HANDSHAKE] == NEVER:
+            self._set(NEW_HANDSHAKE, now + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + self._jitter())
+
+    def data_received(self, now: float) -> None:
+        if self._deadlines[KEEPALIVE] == NEVER:
+            self._set(KEEPALIVE, now + KEEPALIVE_TIMEOUT)
+        else:
+            self._needs_another_keepalive = True
+
+    def authenticated_sent(self, now: float) -> None:
+        self._deadlines[KEEPALIVE] = NEVER
+        self._traversed(now)
+
+    def authenticated_received(self, now: float) -> None:
+        self._deadlines[NEW_HANDSHAKE] = NEVER
+        self._traversed(now)
+
+    def handshake_wanted(self) -> None:
+        """By something else than an earlier try."""
+        self._attempts = 0
+
+    def handshake_begun(self, now: float) -> None:
+        self._set(RETRANSMIT, now + REKEY_TIMEOUT + self._jitter())
+
+    def handshake_put_off(self, since: float) -> None:
+        """What waits is tried again or given up in time, also when no other packet comes to remind us."""
+        if self._deadlines[RETRANSMIT] == NEVER:
+            self.handshake_begun(since)
+
+    def handshake_completed(self) -> None:
+        self._deadlines[RETRANSMIT] = NEVER
+
+    def session_derived(self, now: float) -> None:
+        self._set(FORGET, now + 3 * REJECT_AFTER_TIME)
+
+    def _traversed(self, now: float) -> None:
+        if self.persistent:
+            self._set(PERSISTENT, now + self.persistent)
+
+    # -- what is due ---------------------------------------------------------------------------------------------------
+
+    def expire(self, now: float) -> None:
+        """Does what is due, the longest due first.
+
+        But keys are forgotten before that, or a handshake that another timer begins after a long sleep of the machine
+        would be forgotten with them.
+        """
+        deadlines = self._deadlines
+        while (when := min(deadlines)) <= now:
+            timer = FORGET if deadlines[FORGET] <= now else deadlines.index(when)
+            deadlines[timer] = NEVER
+            _HANDLERS[timer](self, now)
+        self._schedule.add(when, self)
+
+    def _on_retransmit(self, now: float) -> None:
+        if self._attempts <= MAX_RETRIES:
+            self._attempts += 1
+            self._actor.try_again(now)
+            return
+        self._deadlines[KEEPALIVE] = NEVER
+        self._actor.give_up()
+        if self._deadlines[FORGET] == NEVER:
+            self._set(FORGET, now + 3 * REJECT_AFTER_TIME)
+
+    def _on_keepalive(self, now: float) -> None:
+        self._actor.send_keepalive(now)
+        if self._needs_another_keepalive:
+            self._needs_another_keepalive = False
+            self._set(KEEPALIVE, now + KEEPALIVE_TIMEOUT)
+
+    def _on_new_handshake(self, now: float) -> None:
+        self._actor.begin_anew(now)
+
+    def _on_forget(self, now: float) -> None:
+        self._actor.forget_keys()
+
+    def _on_persistent(self, now: float) -> None:
+        if self.persistent:
+            self._actor.send_keepalive(now)
+
+    def _set(self, timer: int, when: float) -> None:
+        self._deadlines[timer] = when
+        self._schedule.add(when, self)
+
+    def _jitter(self) -> float:
+        return int.from_bytes(self._rng(2)) / 0x10000 * JITTER
 
 
-class Schedule(Generic[T]):
-    """Whose turn is next. A turn may come earlier than it is needed, and never later."""
-
-    __slots__ = ("_heap", "_order")
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, T]] = []
-        self._order = count()
-
-    def add(self, when: float, who: T) -> None:
-        """*who* has a turn at *when*, if none comes before that."""
-        if when < who.turn:
-            who.turn = when
-            heappush(self._heap, (when, next(self._order), who))
-
-    def remove(self, who: T) -> None:
-        """*who* has no turn any more."""
-        who.turn = NEVER
-
-    def next(self) -> float | None:
-        """When the next turn is; None: there is none."""
-        heap = self._heap
-        while heap and heap[0][0] != heap[0][2].turn:
-            heappop(heap)
-        return heap[0][0] if heap else None
-
-    def pop(self, now: float) -> T | None:
-        """Whose turn it is at *now*, which is then over."""
-        when = self.next()
-        if when is None or when > now:
-            return None
-        who = heappop(self._heap)[2]
-        who.turn = NEVER
-        return who
+#: By timer.
+_HANDLERS = (
+    Timers._on_retransmit,
+    Timers._on_keepalive,
+    Timers._on_new_handshake,
+    Timers._on_forget,
+    Timers._on_persistent,
+)

@@ -12,7 +12,7 @@ import time
 from functools import partial
 from typing import NoReturn
 
-from aiotuntap import AsyncTuntap, InvalidFrameError, Link, LinkDownError, QueueClosedError, SetupError
+from aiotuntap import AsyncTuntap, InvalidFrameError, Link, QueueClosedError, SetupError
 from aiotuntap.udp import Address, UdpStream
 
 from .device import Device
@@ -72,16 +72,18 @@ class Tunnel:
                 packets, sends = self._device.inbound(await udp.read_datagrams(), now())
                 await self._send(sends)
                 if packets:
-                    # A peer may send what the kernel refuses. Down: lost, as on any network.
-                    with contextlib.suppress(InvalidFrameError, LinkDownError):
+                    # A peer may send what the kernel refuses. Down, or no memory: lost, as on any network. That the
+                    # interface is gone is told by reading.
+                    with contextlib.suppress(InvalidFrameError, OSError):
                         await self._queue.write_frames(packets)
 
     async def _send(self, sends: Sends) -> None:
-        if self._udp is not None:
-            for address, datagrams in sends:
-                # No way to that address now, or closed meanwhile: lost, and sent again by whoever needs it.
-                with contextlib.suppress(InvalidFrameError, LinkDownError, QueueClosedError):
-                    await self._udp.write_datagrams(datagrams, address)
+        for address, datagrams in sends:
+            if (udp := self._udp) is None:  # which may come true while one of them is sent
+                break
+            # No way to that address now, no memory, or closed meanwhile: lost, and sent again by whoever needs it.
+            with contextlib.suppress(InvalidFrameError, OSError, QueueClosedError):
+                await udp.write_datagrams(datagrams, address)
         self._look_at_timers()
 
     async def _keep_time(self) -> NoReturn:
@@ -120,7 +122,7 @@ class Tunnel:
         self._up = link.up
         if self._up:
             try:
-                await self._bind(self._device.listen_port)
+                await self._bind(self._device.listen_port, self._device.fwmark)
             except UapiError as error:
                 _log.error("%s", error)
             self._device.up()
@@ -138,21 +140,24 @@ class Tunnel:
             UapiError: The port or the mark cannot be had. Nothing else was changed.
         """
         async with self._changing:
-            if changes.fwmark is not None:
-                await self._mark(changes.fwmark)
-            port = changes.listen_port
-            if port is not None and self._up and (port != self._device.listen_port or self._udp is None):
-                await self._bind(port)
-            elif port is not None:
-                self._device.listen_port = port
-            apply(changes, self._device)
+            device = self._device
+            mark = device.fwmark if changes.fwmark is None else changes.fwmark
+            port = device.listen_port if changes.listen_port is None else changes.listen_port
+            is_asked = changes.listen_port is not None
+            if self._up and is_asked and (port != device.listen_port or self._udp is None):
+                await self._bind(port, mark)
+            else:
+                await self._mark(mark)
+                device.listen_port = port
+            device.fwmark = mark
+            apply(changes, device)
             self._look_at_timers()
 
-    async def _bind(self, port: int) -> None:
+    async def _bind(self, port: int, mark: int) -> None:
         """Listens on a port instead of the one before; 0 lets the kernel choose."""
         try:
-            udp = await UdpStream(f":{port}", mark=self._device.fwmark or None).open()
-        except SetupError as error:
+            udp = await UdpStream(f":{port}", mark=mark or None).open()
+        except OSError as error:
             raise _refused(error) from error
         await self._unbind()
         self._udp, self._device.listen_port = udp, udp.local.port
@@ -169,7 +174,11 @@ class Tunnel:
                 await self._udp.set_mark(mark)
             except SetupError as error:
                 raise _refused(error) from error
-        self._device.fwmark = mark
+
+
+def without_local(address: Address) -> Address:
+    """For a Device: the same peer, with our own address for the kernel to choose."""
+    return address.remote
 
 
 def source(address: Address) -> tuple[bytes, bytes]:
@@ -178,5 +187,5 @@ def source(address: Address) -> tuple[bytes, bytes]:
     return whole[4:8] if whole.family is socket.AF_INET else whole[8:16], whole
 
 
-def _refused(error: SetupError) -> UapiError:
+def _refused(error: OSError) -> UapiError:
     return UapiError(error.errno or errno.EIO, str(error.strerror))

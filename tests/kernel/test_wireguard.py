@@ -384,11 +384,12 @@ def test_a_port_that_is_taken(station: End) -> None:
     before = station.port
     with socket_in(station.netns) as taken:
         number = taken.getsockname()[1]
-        wg_set = ["wg", "set", station.name, "listen-port", str(number), "fwmark", "0"]
+        wg_set = ["wg", "set", station.name, "listen-port", str(number), "fwmark", "9"]
         run = subprocess.run(wg_set, capture_output=True, text=True, check=False)
         assert run.returncode == 1
         assert "Address already in use" in run.stderr
         assert station.port == before
+        assert wg("show", station.name, "fwmark").strip() == "off"
         assert listening(station) == {before, number}
 
 
@@ -461,15 +462,19 @@ def test_the_mark_chooses_the_route() -> None:
 # -- wg-quick ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("table", ["auto", "off"])
-def test_wg_quick_up_and_down(tmp_path: Path, table: str) -> None:
+@pytest.mark.parametrize(
+    ("table", "allowed"),
+    [("auto", "10.20.0.0/24, fd20::/64"), ("off", "10.20.0.0/24, fd20::/64"), ("auto", "0.0.0.0/0, ::/0")],
+    ids=["auto", "off", "default route"],
+)
+def test_wg_quick_up_and_down(tmp_path: Path, table: str, allowed: str) -> None:
+    """A default route goes by the mark: everything but the datagrams of the tunnel itself goes into it."""
     with star("ours", "go") as (ours, other):
         other.inner = ["10.20.0.2/24", "fd20::2/64"]
         other.start(51820)
         other.add(ours, ["10.20.0.1/32", "fd20::1/128"])
         path = tmp_path / f"{ours.name}.conf"
         lines = ["Address = 10.20.0.1/32, fd20::1/128", "MTU = 1400", f"Table = {table}"]
-        allowed = "10.20.0.0/24, fd20::/64"
         text = configuration(ours.private, {other.public: allowed}, 51821)
         text = text.replace("[Interface]\n", "\n".join(["[Interface]", *lines, ""]))
         path.write_text(f"{text}Endpoint = {other.outer[0]}:51820\nPersistentKeepalive = 5\n")
@@ -484,6 +489,15 @@ def test_wg_quick_up_and_down(tmp_path: Path, table: str) -> None:
             assert run.returncode == 0, run.stderr
             return run.stderr
 
+        def policies() -> list[str]:
+            listed = [ip("-n", ours.netns, family, "rule") for family in ("-4", "-6")]
+            nft = ["ip", "netns", "exec", ours.netns, "nft", "list", "ruleset"]
+            return [*listed, subprocess.run(nft, capture_output=True, text=True, check=True).stdout]
+
+        before = policies()
+        far = ["203.0.113.9", "2001:db8::9"] if allowed.startswith("0.") else []
+        for address in far:
+            ip("-n", other.netns, "address", "add", address, "dev", other.name)
         # The interface is new: it takes IPv6 from the defaults of its namespace.
         ip("netns", "exec", ours.netns, "sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
         try:
@@ -495,11 +509,15 @@ def test_wg_quick_up_and_down(tmp_path: Path, table: str) -> None:
             wait_until(lambda: ours.handshake_with(other), "a handshake")
             assert ours.reaches("10.20.0.2")
             assert ours.reaches("fd20::2")
+            for address in far:
+                assert ours.reaches(address)
+            assert (policies() != before) == bool(far)
             assert link(ours.name, "-n", ours.netns)["mtu"] == 1400
             assert listening(ours) == {51821}
             wg_quick("down")
             wait_until(lambda: not socket_of(ours.name).exists() and not daemons(ours.name), "the daemon ended")
             assert ours.name not in ip("-n", ours.netns, "link")
+            assert policies() == before
         finally:
             ip("-n", ours.netns, "link", "del", ours.name, check=False)
             wait_until(lambda: not daemons(ours.name), "the daemon ended")

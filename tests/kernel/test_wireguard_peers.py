@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
+import socket
+import struct
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from hashlib import blake2s
 from pathlib import Path
 
 import pytest
 
-from .support import ip, needs_root
+from .support import inside, ip, needs_root
 from .wireguard_ends import ROOT, End, send_stream, star, wg
 
 pytestmark = [needs_root, pytest.mark.timeout(120)]
@@ -152,6 +157,27 @@ def test_a_peer_that_moves_to_another_address_is_followed() -> None:
         assert first.ping("10.20.0.2")
 
 
+def test_the_own_address_that_a_peer_does_not_answer_to_any_more_is_given_up() -> None:
+    """It was the one that the peer wrote to; the kernel has another one, and chooses it."""
+    with star("ours", "go", times={"KEEPALIVE_TIMEOUT": 1.0, "REKEY_TIMEOUT": 1.0}) as (first, second):
+        first.inner, second.inner = ["10.20.0.1/24"], ["10.20.0.2/24"]
+        first.start(PORT)
+        second.start()
+        own = "198.51.100.1"
+        ip("-n", first.netns, "address", "add", f"{own}/32", "dev", "ve1")
+        ip("-n", second.netns, "route", "add", f"{own}/32", "dev", "ve0")
+        first.add(second, ["10.20.0.2/32"])
+        second.add(first, ["10.20.0.1/32"], f"{own}:{PORT}")
+        assert second.reaches("10.20.0.1")
+        assert second.show("endpoints")[first.public] == [f"{own}:{PORT}"]
+        chain = "{ type filter hook input priority 0; }"
+        rules = f"add table ip t; add chain ip t c {chain}; add rule ip t c ip saddr {own} drop"
+        subprocess.run(["ip", "netns", "exec", second.netns, "nft", rules], check=True)
+        assert not first.ping("10.20.0.2", seconds=1)
+        assert first.reaches("10.20.0.2")
+        assert second.show("endpoints")[first.public] == [f"{second.outer[1]}:{PORT}"]
+
+
 @pytest.mark.parametrize("hub", ["ours", "go"])
 def test_three_peers_with_routes_that_overlap(hub: str) -> None:
     with star(hub, "go", "ours", "ours") as (middle, wide, narrow, single):
@@ -190,6 +216,75 @@ def test_three_peers_with_routes_that_overlap(hub: str) -> None:
         assert wg("show", middle.name, "allowed-ips").splitlines().count(f"{single.public}\t(none)") == 1
         middle.set("peer", wide.public, "remove")
         assert not middle.ping("10.20.1.1", seconds=1)
+
+
+@contextlib.contextmanager
+def load_on(end: End, sender: End) -> Iterator[None]:
+    """Initiations from *sender*'s address that cost a key exchange each, for they show that *end*'s key is known."""
+    key = blake2s(b"mac1----" + base64.b64decode(end.public)).digest()
+    stop = threading.Event()
+
+    def flood() -> None:
+        while not stop.wait(0.1):
+            for _ in range(400):
+                message = b"\1\0\0\0" + os.urandom(112)
+                mac = blake2s(message, key=key, digest_size=16).digest()
+                stranger.sendto(message + mac + bytes(16), (end.outer[0], PORT))
+
+    with inside(sender.netns, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as stranger:
+        thread = threading.Thread(target=flood)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+@contextlib.contextmanager
+def datagrams_of(end: End, port: int) -> Iterator[Callable[[], list[bytes]]]:
+    """Gives the handshake messages from or to *port* that passed *end*'s interface so far."""
+
+    def listen() -> socket.socket:
+        made = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))
+        made.bind(("ve0", 0x0003))
+        made.setsockopt(socket.SOL_SOCKET, 33, 1 << 26)  # SO_RCVBUFFORCE: all of the flood passes here too
+        made.setblocking(False)
+        return made
+
+    seen: list[bytes] = []
+
+    def look() -> list[bytes]:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                packet = sniffer.recv(2000)
+                if packet[9:10] == b"\x11" and port in struct.unpack_from(">HH", packet, 20):
+                    seen.append(packet[28:])
+        return seen
+
+    with inside(end.netns, listen) as sniffer:
+        yield look
+
+
+@pytest.mark.parametrize("roles", MIXED, ids="-".join)
+def test_under_load_each_takes_the_cookies_of_the_other(roles: tuple[str, str]) -> None:
+    with star(*roles, times={"REKEY_TIMEOUT": 1.0}) as (first, second):
+        start(first, second)
+        with load_on(second, first), datagrams_of(second, first.port) as look:
+            # wireguard-go is under load only while it has a queue.
+            for _ in range(10):
+                time.sleep(0.5)
+                join(first, second)
+                assert first.reaches("10.20.0.2")
+                if any(each[0] == 3 for each in look()):
+                    break
+                first.set("peer", second.public, "remove")
+            messages = look()
+        kinds = [(each[0], each[-16:] != bytes(16)) for each in messages if each[0] < 4]
+        cookie = kinds.index((3, True))
+        assert kinds[cookie - 1] == (1, False)
+        assert (1, True) in kinds[cookie:]
+        assert 2 in (kind for kind, _ in kinds[kinds.index((1, True)) :])
 
 
 def test_tshark_reads_what_is_sent(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ SOCKETS = Path("/var/run/wireguard")
 _PATIENCE = 20
 
 #: Starts the example with other times than those of the whitepaper, so that a test need not wait for minutes.
-_WITH_TIMES = "import sys\nfrom examples.wireguard import __main__, peer\nfor each in {times}.items(): setattr(peer, *each)\nsys.exit(__main__.main())"
+_WITH_TIMES = "import sys\nfrom examples.wireguard import __main__, peer, timers\nfor module in (peer, timers):\n  for each in {times}.items(): setattr(module, *each)\nsys.exit(__main__.main())"
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = _PATIENCE) -> None:

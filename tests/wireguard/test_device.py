@@ -15,8 +15,9 @@ from wireguard.cookie import LOAD_BURST, Sender
 from wireguard.device import Device
 from wireguard.drops import Drops
 from wireguard.noise import Identity, Initiator, Responder, tai64n
+from wireguard.schedule import NEVER
 from wireguard.session import WINDOW, Session
-from wireguard.timers import NEVER, REKEY_TIMEOUT
+from wireguard.timers import REKEY_TIMEOUT
 
 from .support import DELAY, PING, PONG, WALL, Node, Where, World, ipv4, ipv6, pair
 
@@ -44,14 +45,14 @@ def state(device: Device) -> Any:
 
     peers = {
         key: (
-            [of_session(session) for session in (peer._previous, peer._current, peer._next)],
+            [of_session(session) for session in (peer._sessions.previous, peer._sessions.current, peer._sessions.next)],
             peer._handshake,
             peer._cookies._cookie,
-            peer._deadlines[:],
+            peer._timers._deadlines[:],
             peer._endpoint,
             list(peer._staged),
-            (peer._attempts, peer._initiated, peer._is_last_minute, peer._last_timestamp, peer._last_consumed),
-            (peer._needs_another_keepalive, peer.last_handshake, peer.rx_bytes, peer.tx_bytes),
+            (peer._timers._attempts, peer._initiated, peer._is_last_minute, peer._last_timestamp, peer._last_consumed),
+            (peer._timers._needs_another_keepalive, peer.last_handshake, peer.rx_bytes, peer.tx_bytes),
         )
         for key, peer in device.peers.items()
     }
@@ -181,7 +182,7 @@ def test_only_what_authenticates_moves_a_peer(change: str) -> None:
     elif change == "truncated":
         datagram = datagram[:-1]
     else:
-        datagram = b"\x04\0\0\0" + b.device.peers[a.public_key]._current.index + b.device.rng(48)  # type: ignore[union-attr]
+        datagram = b"\x04\0\0\0" + b.device.peers[a.public_key]._sessions.current.index + b.device.rng(48)  # type: ignore[union-attr]
     before = state(b.device)
     assert b.get([(datagram, ELSEWHERE)]) == []
     assert state(b.device) == before
@@ -331,7 +332,7 @@ def test_datagrams_of_strangers_change_nothing_and_make_no_log_line() -> None:
     a.send(PING)
     world.run(1)
     before, lines = state(b.device), list(b.lines)
-    current = b.peer(a)._current
+    current = b.peer(a)._sessions.current
     assert current is not None
     chaos = random.Random(1)
     macs = Sender(b.public_key)
@@ -472,7 +473,7 @@ def test_down_forgets_sessions_and_up_begins_again() -> None:
     a.device.down()
     assert a.device.receivers == {}
     assert a.device.next_deadline() is None
-    assert set(a.peer(b)._deadlines) == {NEVER}
+    assert set(a.peer(b)._timers._deadlines) == {NEVER}
     world.run(1)
     b.send(PONG)
     a.send(PING)

@@ -337,6 +337,25 @@ def test_a_persistent_keepalive_alone_brings_a_tunnel_up_and_keeps_it() -> None:
     assert max(gaps) < 2 * 10  # what is received also puts it off
 
 
+@pytest.mark.parametrize("missing", ["the peer's address", "our own key"])
+def test_a_persistent_keepalive_begins_when_it_can_however_late_that_is(missing: str) -> None:
+    world, a, b = pair()
+    if missing == "our own key":
+        a.device.private_key = None
+    else:
+        a.peer(b).endpoint = None
+    a.peer(b).persistent_keepalive = 10
+    world.run(1000)
+    assert world.sent == []
+    if missing == "our own key":
+        a.device.private_key = b"a" * 32
+    else:
+        a.peer(b).endpoint = b.where
+    world.run(30)
+    assert world.kinds(a)[:2] == [INITIATION, DATA]
+    assert len(world.kinds(a)) == 4
+
+
 # -- the age of sessions -----------------------------------------------------------------------------------------------
 
 
@@ -362,7 +381,7 @@ def test_who_began_renews_a_session_by_receiving_shortly_before_it_expires() -> 
     """Once: then it is a matter of retries. And with the next session again."""
     world, a, b = connect()
     for _ in range(2):
-        session = a.peer(b)._current
+        session = a.peer(b)._sessions.current
         assert session is not None
         world.run(20)  # until the keepalives that answer what came before are sent
         world.sent.clear()
@@ -375,7 +394,7 @@ def test_who_began_renews_a_session_by_receiving_shortly_before_it_expires() -> 
         b.send(PONG)
         world.run(0.1)
         assert world.kinds(a) == [INITIATION]
-        expected = a.peer(b)._deadlines[RETRANSMIT]
+        expected = a.peer(b)._timers._deadlines[RETRANSMIT]
         while world.now < expected - 0.01:
             b.send(PONG)
             world.run(0.01)
@@ -417,19 +436,19 @@ def test_all_keys_are_forgotten_after_nine_minutes() -> None:
     world, a, b = connect()
     world.run(538)
     for node, other in ((a, b), (b, a)):
-        assert node.peer(other)._current is not None
+        assert node.peer(other)._sessions.current is not None
         assert node.device.receivers
     world.run(2)
     for node, other in ((a, b), (b, a)):
         peer = node.peer(other)
-        assert not any((peer._previous, peer._current, peer._next, peer._handshake))
+        assert not any((peer._sessions.previous, peer._sessions.current, peer._sessions.next, peer._handshake))
         assert node.device.receivers == {}
         assert node.device.next_deadline() is None
 
 
 def test_a_session_is_renewed_after_many_messages() -> None:
     world, a, b = connect()
-    session = b.peer(a)._current
+    session = b.peer(a)._sessions.current
     assert session is not None
     world.run(5)
     session.sent = REKEY_AFTER_MESSAGES - 1
@@ -438,12 +457,12 @@ def test_a_session_is_renewed_after_many_messages() -> None:
     b.send(PONG)
     assert world.kinds(b) == [DATA, DATA, INITIATION]
     world.run(1)
-    assert b.peer(a)._current is not session
+    assert b.peer(a)._sessions.current is not session
 
 
 def test_a_worn_out_session_lets_packets_wait_for_the_next() -> None:
     world, a, b = connect()
-    session = a.peer(b)._current
+    session = a.peer(b)._sessions.current
     assert session is not None
     world.run(5)
     session.sent = REJECT_AFTER_MESSAGES - 2
@@ -473,7 +492,7 @@ def test_the_session_before_still_receives_when_the_next_one_is_confirmed() -> N
     world.fate = lambda datagram: [(1.0 if len(datagram) == 64 else DELAY, datagram)]
     a.send(PING)
     world.run(0.5)
-    assert b.peer(a)._previous is not None
+    assert b.peer(a)._sessions.previous is not None
     assert b.received == []
     world.run(1)
     assert b.received == [PING]
@@ -484,7 +503,7 @@ def test_a_session_nobody_confirmed_gives_way_to_the_next_one() -> None:
     world.run(120)
     a.send(PING)
     world.run(1)
-    old = b.peer(a)._previous
+    old = b.peer(a)._sessions.previous
     assert old is not None
     world.run(121)
     world.fate = lambda datagram: [] if datagram[0] in (RESPONSE, DATA) else [(DELAY, datagram)]
@@ -492,7 +511,7 @@ def test_a_session_nobody_confirmed_gives_way_to_the_next_one() -> None:
     world.run(40)
     # The current one, and the newest of those that were answered: nobody needs the one before the current one any more.
     assert len(b.device.receivers) == 2
-    assert b.peer(a)._previous is None
+    assert b.peer(a)._sessions.previous is None
     assert old.index not in b.device.receivers
     world.fate = lambda datagram: [(DELAY, datagram)]
     a.send(PING)
@@ -507,18 +526,18 @@ def test_who_answered_in_vain_and_then_begins() -> None:
     world.fate = lambda datagram: [(20.0 if datagram[0] == DATA else DELAY, datagram)]
     a.send(PING)
     world.run(6)
-    answered = b.peer(a)._next
+    answered = b.peer(a)._sessions.next
     assert answered is not None
     world.fate = lambda datagram: [(DELAY, datagram)]
     b.send(PONG)
     world.run(1)
     peer = b.peer(a)
-    current = peer._current
-    assert peer._previous is answered
-    assert peer._next is None
+    current = peer._sessions.current
+    assert peer._sessions.previous is answered
+    assert peer._sessions.next is None
     world.run(15)
     assert b.received == [PING]
-    assert peer._current is current
+    assert peer._sessions.current is current
     a.send(PING)
     b.send(PONG)
     world.run(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from wireguard.timers import NEVER, Schedule
+from wireguard.schedule import NEVER, Schedule
 
 
 class Someone:
