@@ -85,10 +85,17 @@ class Port:
         """Sends what can be sent. The rest met a link that is down or a kernel that refused it, and is lost."""
         self._offered += len(frames)
         with contextlib.suppress(TuntapError, OSError):
-            if len(frames) == 1:
-                self.frames.write_frame_nowait(frames[0])
-            else:
-                await self.frames.write_frames(frames)
+            try:
+                if len(frames) == 1:
+                    self.frames.write_frame_nowait(frames[0])
+                else:
+                    await self.frames.write_frames(frames)
+            except InvalidFrameError as error:
+                # Super-frames of a kind that this kernel does not know, such as those of UDP before Linux 6.2.
+                refused = [frames[index] for index in error.indexes if frames[index][1]]
+                pieces = [_NO_HEADER + frame for frame in plain(refused)]
+                self._offered += len(pieces) - len(refused)
+                await self.frames.write_frames(pieces)
 
     async def aclose(self) -> None:
         """Ends the port; who reads from it gets QueueClosedError."""

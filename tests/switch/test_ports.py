@@ -337,3 +337,31 @@ def test_a_socket_that_nobody_listens_at_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="cannot make the socket"):
         bind_unix(str(tmp_path / "file"))
     assert os.path.exists(tmp_path / "file")
+
+
+async def test_a_super_frame_that_a_kernel_does_not_know_arrives_as_the_frames_that_it_was() -> None:
+    """Such as those of UDP, before Linux 6.2."""
+    near, far = memory_pair()
+
+    class OldKernel(CountedStream):
+        async def write_frames(self, frames: list[bytes]) -> None:
+            refused = [number for number, each in enumerate(frames) if each[1]]
+            await super().write_frames([each for each in frames if not each[1]])
+            if refused:
+                raise InvalidFrameError("no such super-frames", refused)
+
+        def write_frame_nowait(self, frame: bytes) -> None:
+            if frame[1]:
+                raise InvalidFrameError("no such super-frames")
+            super().write_frame_nowait(frame)
+
+    port = Port("old", OldKernel(near), near.aclose)
+    whole = Packet(mode=Mode.TAP, payload=bytes(range(200)) * 10).super_frame(700)
+    expected = [HEADER + each for each in plain([whole])]
+    assert len(expected) == 3
+    await port.write([whole])
+    await port.write([frame(A, B), whole])
+    got = [far.read_frame_nowait() for _ in range(7)]
+    assert got == [*expected, frame(A, B), *expected]
+    assert port.counts() == (0, 7, 0)
+    await port.aclose()
