@@ -197,8 +197,12 @@ def iperf_server(netns: str) -> Iterator[None]:
 def iperf(netns: str, address: str, *options: str) -> int:
     """Sends over TCP, and returns how many bytes arrived."""
     command = inside(netns, "iperf3", "-c", address, "-J", *options)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    report = json.loads(done.stdout)
+    for _ in range(50):  # after each client, a server listens anew, and refuses another one until then
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        report = json.loads(done.stdout)
+        if "unable to connect" not in report.get("error", ""):
+            break
+        time.sleep(0.1)
     assert "error" not in report, report["error"]
     received: int = report["end"]["sum_received"]["bytes"]
     return received
