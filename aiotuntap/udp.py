@@ -384,7 +384,7 @@ class UdpStream(DescriptorStream[Any]):
                 return
 
     def _pull_one(self) -> None:
-        self._pull(1)  # perhaps a message, and then many datagrams
+        self._pull(self._batch)  # with messages of many datagrams, to ask for one is to ask too often
 
     def _read_failed(self, number: int) -> None:
         if number in _DEAD:

@@ -206,8 +206,8 @@ PyObject *receive_batch(PyObject *module, PyObject *const *args, Py_ssize_t give
 {
     struct state *state = PyModule_GetState(module);
     struct message messages[MOST_MESSAGES];
-    Py_ssize_t datagrams = 0, used = 0, before = 0, together = 0, segments = 0, lost = 0;
-    int fd, limit, enough, error = 0, count = 0;
+    Py_ssize_t datagrams = 0, used = 0, bytes = 0, before = 0, together = 0, segments = 0, lost = 0;
+    int fd, limit, enough, error = 0, count = 0, total = 0;
     PyObject *list, *addresses;
     void *reserve;
     char *arena;
@@ -225,8 +225,8 @@ PyObject *receive_batch(PyObject *module, PyObject *const *args, Py_ssize_t give
     if (!arena || !reserve)
         error = ENOMEM;
     /* A message that looks like going past the limit is left where it is: see the caller. */
-    while (!error && count < MOST_MESSAGES && used <= ARENA - READ_SIZE && used < enough &&
-           (count == 0 ? limit > 0 : datagrams + before <= limit)) {
+    while (!error && total < MOST_MESSAGES && used <= ARENA - READ_SIZE && bytes < enough &&
+           (total == 0 ? limit > 0 : datagrams + before <= limit)) {
         struct message *message = &messages[count];
 
         error = receive(fd, arena + used, addresses != NULL, message);
@@ -235,13 +235,20 @@ PyObject *receive_batch(PyObject *module, PyObject *const *args, Py_ssize_t give
         before = count_of(message);
         datagrams += before;
         used += message->size;
+        bytes += message->size;
         count++;
+        total++;
         if (before > 1) {
             together++;
             segments += before;
+            /* While they are in the cache, and so that the next message finds the same memory there. */
+            lost += append_all(list, arena, messages, count, addresses, &reserve);
+            used = count = 0;
+            if (!reserve) /* what is received next might be lost */
+                break;
         }
     }
-    lost = append_all(list, arena, messages, count, addresses, &reserve);
+    lost += append_all(list, arena, messages, count, addresses, &reserve);
     if (lost)
         error = ENOMEM;
     free(state->arena);
