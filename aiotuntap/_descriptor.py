@@ -184,8 +184,10 @@ class DescriptorStream(FrameReader[T]):
             self._pause()
 
     def _watch_again(self) -> None:
-        self._pause()
-        self._resume()
+        """The descriptor has reported an error. libuv, which uvloop is made of, stops watching at one."""
+        if self._flowing:
+            self._pause()
+            self._resume()
 
     def _pause(self) -> None:
         if self._flowing:

@@ -390,14 +390,8 @@ class UdpStream(DescriptorStream[Any]):
         if number in _DEAD:
             self._fail(self._failure(number))
         else:
-            self._watch_on()
+            self._watch_again()
             self._icmp_errors += 1  # there may be datagrams behind it
-
-    def _watch_on(self) -> None:
-        """The socket has reported an error. libuv, which uvloop is made of, stops watching at one."""
-        if self._flowing:
-            self._pause()
-            self._resume()
 
     async def read_frame(self) -> bytes:
         """Waits for the next datagram and returns it.
@@ -549,9 +543,13 @@ class UdpStream(DescriptorStream[Any]):
         )
         self._super_frames[2] += messages
         self._super_frames[3] += coalesced
-        if number > 0:
-            self._watch_on()
+        self._note(number)
         return sent, number, tried
+
+    def _note(self, number: int) -> None:
+        """What sending was answered: an error that the socket reported is reported to nobody else."""
+        if number > 0 and number != errno.EAGAIN:
+            self._watch_again()
 
     def _most_together(self, to: bytes | None) -> int:
         """Bytes of the largest datagram that leaves together with others."""
@@ -580,13 +578,14 @@ class UdpStream(DescriptorStream[Any]):
             raise InvalidFrameError(f"a datagram of {size} bytes: there can be {self._max_frame} at most")
         if number == errno.EAGAIN or number in _DEAD:
             return number
-        self._watch_on()
+        self._note(number)
         pieces: Any = frame if isinstance(frame, (list, tuple)) else [frame]
         way = cast("Address | None", to)
         for _ in range(_TRIES):
             if way is not None and number in _NOT_OWN:
                 way = way.remote
             before, number = number, send_pieces(self._sock, pieces, way)
+            self._note(number)
             if way is None and before in _ICMP and number != before:
                 self._icmp_errors += 1
             if number in (0, errno.EAGAIN, errno.ENOBUFS):

@@ -198,8 +198,8 @@ static Py_ssize_t append_all(PyObject *list, const char *data, const struct mess
 }
 
 /*
- * What was received must not be lost for lack of memory: the messages are in the arena before an object is made of any,
- * and for the objects there is a reserve. Both are taken out of the state meanwhile, since *addresses* may run Python
+ * What was received must not be lost for lack of memory: for the objects of all that is in the arena there is a reserve,
+ * and without that nothing more is received. Both are taken out of the state meanwhile, since *addresses* may run Python
  * code, which may come here again.
  */
 PyObject *receive_batch(PyObject *module, PyObject *const *args, Py_ssize_t given)
