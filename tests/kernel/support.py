@@ -200,6 +200,52 @@ def inside(netns: str | None, work: Callable[[], T]) -> T:
     return results[0]
 
 
+def netns_exec(netns: str, *command: str) -> list[str]:
+    """The command that runs another one in a namespace."""
+    return ["ip", "netns", "exec", netns, *command]
+
+
+def socket_in(
+    netns: str,
+    family: socket.AddressFamily = socket.AF_INET,
+    kind: socket.SocketKind = socket.SOCK_STREAM,
+    seconds: float = 10,
+) -> socket.socket:
+    """A socket of another namespace, which waits for so long."""
+    made = inside(netns, lambda: socket.socket(family, kind))
+    made.settimeout(seconds)
+    return made
+
+
+def transfer(source: str, target: str, address: str, payload: bytes, seconds: float = 10) -> bytes:
+    """What arrives of *payload*, over TCP from one namespace to an address in another."""
+    listener, client = (socket_in(netns, seconds=seconds) for netns in (target, source))
+    with listener, client:
+        listener.bind((address, 4000))
+        listener.listen()
+        client.connect((address, 4000))
+        connection, _ = listener.accept()
+        with connection:
+            sending = threading.Thread(target=client.sendall, args=(payload,))
+            sending.start()
+            received = connection.recv(len(payload), socket.MSG_WAITALL)
+            sending.join()
+    return received
+
+
+@contextlib.contextmanager
+def iperf_server(netns: str) -> Iterator[None]:
+    """It has ended at the end of the block."""
+    command = netns_exec(netns, "iperf3", "-s", "--forceflush")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert any("listening" in line for line in server.stdout)
+            yield
+        finally:
+            server.kill()
+
+
 def inject(
     queue: TuntapQueue,
     *,

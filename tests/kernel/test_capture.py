@@ -8,7 +8,6 @@ import hashlib
 import os
 import socket
 import subprocess
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from aiotuntap.capture import Capture
 from aiotuntap.testing import FarEnd, check_packet_stream, example_frame
 
 from ..pcapng import read
-from .support import inside, ipv4, link, named_netns, receive_from, tap, tap_with_peer, tun, unique, until
+from .support import inside, ipv4, link, named_netns, receive_from, tap, tap_with_peer, transfer, tun, unique, until
 from .test_conformance import DoomedPeer
 
 CHECKS = [f"{protocol}.check_checksum:TRUE" for protocol in ("ip", "tcp", "udp")]
@@ -116,31 +115,11 @@ async def captured_cable(path: Path, **options: Any) -> AsyncIterator[list[str]]
             assert capture.error is None and capture.missed == 0
 
 
-def transfer(spaces: list[str], payload: bytes) -> bytes:
-    """Over TCP from the first namespace to the second."""
-    listener, client = (
-        inside(netns, lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM)) for netns in reversed(spaces)
-    )
-    with listener, client:
-        listener.settimeout(20)
-        client.settimeout(20)
-        listener.bind(("10.31.0.2", 4000))
-        listener.listen()
-        client.connect(("10.31.0.2", 4000))
-        connection, _ = listener.accept()
-        with connection:
-            sending = threading.Thread(target=client.sendall, args=(payload,))
-            sending.start()
-            received = connection.recv(len(payload), socket.MSG_WAITALL)
-            sending.join()
-    return received
-
-
 @pytest.mark.parametrize("vnet_header", [True, False])
 async def test_tshark_reads_a_tcp_stream_that_passed_in_super_frames(tmp_path: Path, vnet_header: bool) -> None:
     path, payload = tmp_path / "a.pcapng", os.urandom(1 << 16) * 32
     async with captured_cable(path, vnet_header=vnet_header) as spaces:
-        assert await asyncio.to_thread(transfer, spaces, payload) == payload
+        assert await asyncio.to_thread(transfer, spaces[0], spaces[1], "10.31.0.2", payload, 20) == payload
         super_frames = link_of(spaces[0])["tx"]
         assert super_frames["bytes"] / super_frames["packets"] > 2000
     rows = tshark(path, "frame.len", "ip.checksum.status", "tcp.checksum.status", only="tcp")

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 import socket
-import threading
 from pathlib import Path
 
 import dpkt
@@ -16,7 +15,7 @@ import pytest
 from aiotuntap import AsyncTuntap, TuntapQueue
 from aiotuntap.testing import example_frame
 
-from .support import ip, named_netns, needs_root, tap_with_peer
+from .support import ip, named_netns, needs_root, socket_in, tap_with_peer
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -92,7 +91,7 @@ async def test_every_byte_arrives() -> None:
             await other.configure(addresses=["10.21.0.2/24"], up=True)
             async with relay(one, other):
                 listener, client = await asyncio.gather(
-                    asyncio.to_thread(socket_in, right), asyncio.to_thread(socket_in, left)
+                    asyncio.to_thread(socket_in, right, seconds=15), asyncio.to_thread(socket_in, left, seconds=15)
                 )
                 with listener, client:
                     listener.bind(("10.21.0.2", 4000))
@@ -112,23 +111,6 @@ async def test_every_byte_arrives() -> None:
                     async with asyncio.timeout(20):
                         await asyncio.gather(asyncio.to_thread(receive), asyncio.to_thread(send))
     assert received.digest() == hashlib.sha256(payload).digest()
-
-
-def socket_in(netns: str) -> socket.socket:
-    """A TCP socket in another namespace, made by a thread that ends there."""
-    from aiotuntap._netns import enter
-
-    made: list[socket.socket] = []
-
-    def make() -> None:
-        enter(netns)
-        made.append(socket.socket())
-
-    thread = threading.Thread(target=make)
-    thread.start()
-    thread.join()
-    made[0].settimeout(15)
-    return made[0]
 
 
 @needs_root

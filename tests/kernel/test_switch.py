@@ -23,10 +23,20 @@ from typing import Any
 import pytest
 
 from aiotuntap import SetupError
-from aiotuntap._netns import enter
 
 from ..switch.test_ports import new_switch
-from .support import ip, is_root, link, make_room, named_netns, tap
+from .support import (
+    ip,
+    iperf_server,
+    is_root,
+    link,
+    make_room,
+    named_netns,
+    netns_exec,
+    socket_in,
+    tap,
+    transfer,
+)
 
 ROOT = Path(__file__).parents[2]
 PORT = "switch0"
@@ -151,25 +161,6 @@ def ports(spaces: list[str]) -> list[str]:
     return [f"{netns}:{PORT}" for netns in spaces]
 
 
-def inside(netns: str, *command: str) -> list[str]:
-    return ["ip", "netns", "exec", netns, *command]
-
-
-def socket_in(netns: str, family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
-    """A socket in another namespace, made by a thread that ends there."""
-    made: list[socket.socket] = []
-
-    def make() -> None:
-        enter(netns)
-        made.append(socket.socket(family, kind))
-
-    thread = threading.Thread(target=make)
-    thread.start()
-    thread.join()
-    made[0].settimeout(10)
-    return made[0]
-
-
 def give_addresses(spaces: list[str]) -> None:
     for number, netns in enumerate(spaces, 1):
         ip("-n", netns, "address", "add", f"10.30.0.{number}/24", "dev", PORT)
@@ -177,26 +168,14 @@ def give_addresses(spaces: list[str]) -> None:
 
 def ping(netns: str, address: str) -> None:
     # One at a time: after its first answer ping waits for twice as long as that one took, whatever -W says.
-    command = inside(netns, "ping", "-n", "-c", "1", "-W", "5", address)
+    command = netns_exec(netns, "ping", "-n", "-c", "1", "-W", "5", address)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "1 received" in done.stdout and "wrong" not in done.stdout, done.stdout + done.stderr
 
 
-@contextlib.contextmanager
-def iperf_server(netns: str) -> Iterator[None]:
-    """It has ended at the end of the block."""
-    with subprocess.Popen(inside(netns, "iperf3", "-s", "--forceflush"), stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            assert any("listening" in line for line in server.stdout)
-            yield
-        finally:
-            server.kill()
-
-
 def iperf(netns: str, address: str, *options: str) -> int:
     """Sends over TCP, and returns how many bytes arrived."""
-    command = inside(netns, "iperf3", "-c", address, "-J", *options)
+    command = netns_exec(netns, "iperf3", "-c", address, "-J", *options)
     for _ in range(50):  # after each client, a server listens anew, and refuses another one until then
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         report = json.loads(done.stdout)
@@ -297,7 +276,7 @@ def test_everyone_finds_and_pings_everyone(start: Start, spaces: list[str]) -> N
     settings = {"all/disable_ipv6": 0, "default/disable_ipv6": 0, "default/accept_dad": 0}  # no search for duplicates
     for netns in spaces:
         command = "; ".join(f"echo {value} > /proc/sys/net/ipv6/conf/{name}" for name, value in settings.items())
-        subprocess.run(inside(netns, "sh", "-c", command), check=True)
+        subprocess.run(netns_exec(netns, "sh", "-c", command), check=True)
     example = start(*ports(spaces))
     give_addresses(spaces)
     for number, netns in enumerate(spaces, 1):
@@ -333,17 +312,7 @@ def test_every_byte_arrives(start: Start, spaces: list[str]) -> None:
     start(*ports(spaces))
     give_addresses(spaces)
     payload = os.urandom(1 << 20) * 8
-    listener, client = (socket_in(netns, socket.AF_INET, socket.SOCK_STREAM) for netns in (spaces[1], spaces[0]))
-    with listener, client:
-        listener.bind(("10.30.0.2", 4000))
-        listener.listen()
-        client.connect(("10.30.0.2", 4000))
-        connection, _ = listener.accept()
-        with connection:
-            sending = threading.Thread(target=client.sendall, args=(payload,))
-            sending.start()
-            received = connection.recv(len(payload), socket.MSG_WAITALL)
-            sending.join()
+    received = transfer(spaces[0], spaces[1], "10.30.0.2", payload)
     assert hashlib.sha256(received).digest() == hashlib.sha256(payload).digest()
 
 
@@ -418,7 +387,7 @@ def test_port_deleted_under_traffic(start: Start, spaces: list[str]) -> None:
     give_addresses(spaces)
     ping(spaces[0], "10.30.0.3")
     gone = f"port {spaces[2]}:{PORT} is gone\n"
-    towards_it = inside(spaces[0], "ping", "-q", "-i", "0.002", "10.30.0.3")
+    towards_it = netns_exec(spaces[0], "ping", "-q", "-i", "0.002", "10.30.0.3")
     with iperf_server(spaces[1]), subprocess.Popen(towards_it, stdout=subprocess.DEVNULL) as pinging:
         try:
             deleting = threading.Timer(0.4, ip, ("-n", spaces[2], "link", "del", PORT))
@@ -472,7 +441,7 @@ def test_signals_end_it_cleanly_under_traffic(start: Start, spaces: list[str], n
     example = start(*ports(spaces))
     give_addresses(spaces)
     with iperf_server(spaces[1]):
-        client = inside(spaces[0], "iperf3", "-c", "10.30.0.2", "-t", "20")
+        client = netns_exec(spaces[0], "iperf3", "-c", "10.30.0.2", "-t", "20")
         with subprocess.Popen(client, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sending:
             try:
                 while link(PORT, "-n", spaces[1])["stats64"]["rx"]["bytes"] < 1 << 20:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from .support import ip, named_netns
-from .test_switch import PORT, ROOT, Start, inside, starter
+from .support import ip, named_netns, netns_exec
+from .test_switch import PORT, ROOT, Start, starter
 
 CTL = [sys.executable, "-m", "examples.switch.ctl"]
 
@@ -48,7 +48,7 @@ def dhcp_server(netns: str, leases: Path) -> Iterator[None]:
         "no-daemon", "conf-file=/dev/null", "port=0", f"interface={PORT}", "bind-interfaces", "leasefile-ro", "pid-file=",
         "dhcp-range=10.30.0.100,10.30.0.150,1h", "no-ping", "user=root", "group=root", "log-dhcp", f"log-facility={leases}",
     ]  # fmt: skip
-    with child(inside(netns, "dnsmasq", *(f"--{option}" for option in options))):
+    with child(netns_exec(netns, "dnsmasq", *(f"--{option}" for option in options))):
         until(lambda: leases.exists() and "DHCP, IP range" in leases.read_text(), "dnsmasq did not start")
         yield
 
@@ -67,13 +67,13 @@ def test_dhcp(start: Start, spaces: list[str], tmp_path: Path) -> None:
         script = tmp_path / "bound"
         script.write_text('#!/bin/sh\n[ "$1" != bound ] || ip address add "$ip/24" dev "$interface"\n')
         script.chmod(0o755)
-        command = inside(client, "udhcpc", "-f", "-q", "-n", "-i", PORT, "-s", str(script))
+        command = netns_exec(client, "udhcpc", "-f", "-q", "-n", "-i", PORT, "-s", str(script))
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
     addresses = ip("-n", client, "-4", "-o", "address", "show", "dev", PORT)
     assert re.search(r"inet 10\.30\.0\.1[0-5]\d/24", addresses)
     assert "1 received" in subprocess.run(
-        inside(client, "ping", "-c", "1", "-W", "5", "10.30.0.1"), capture_output=True, text=True, check=False
+        netns_exec(client, "ping", "-c", "1", "-W", "5", "10.30.0.1"), capture_output=True, text=True, check=False
     ).stdout  # fmt: skip
 
 

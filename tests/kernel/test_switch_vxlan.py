@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from ..pcapng import read
-from .support import ip, link, named_netns
-from .test_switch import PORT, Example, inside, iperf, iperf_server, socket_in
+from .support import ip, iperf_server, link, named_netns, netns_exec, socket_in
+from .test_switch import PORT, Example, iperf
 from .test_switch_stations import until
 
 VNI = 42
@@ -47,7 +47,7 @@ def machines(count: int, version: int, mtu: int = 1500) -> Iterator[list[Machine
         for number in range(1, count + 1):
             netns = stack.enter_context(named_netns())
             quiet = "echo 0 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 0 > /proc/sys/net/ipv6/conf/default/disable_ipv6"
-            subprocess.run(inside(netns, "sh", "-c", quiet), check=True)
+            subprocess.run(netns_exec(netns, "sh", "-c", quiet), check=True)
             ip("-n", middle, "link", "add", f"to{number}", "type", "veth", "peer", "name", "under0", "netns", netns)
             ip("-n", middle, "link", "set", f"to{number}", "master", "under0", "mtu", str(mtu), "up")
             address = f"10.40.0.{number}" if version == 4 else f"fd40::{number}"
@@ -84,7 +84,7 @@ def switch(machine: Machine, *remotes: Machine, mtu: int = 1400, options: list[s
         example.ports = [name]
         example.station = station
         command = [sys.executable, "-m", "examples.switch", name, "--vxlan", uplink, *(options or [])]
-        example.process = Example.popen(inside(machine.netns, *command))
+        example.process = Example.popen(netns_exec(machine.netns, *command))
         try:
             assert example.line(example.process.stdout) == f"ready: {name} vxlan{VNI}\n"
             ip("-n", station, "link", "set", PORT, "mtu", str(mtu))
@@ -95,7 +95,7 @@ def switch(machine: Machine, *remotes: Machine, mtu: int = 1400, options: list[s
 
 
 def ping(netns: str, address: str, *options: str) -> bool:
-    command = inside(netns, "ping", "-n", "-c", "1", "-W", "5", *options, address)
+    command = netns_exec(netns, "ping", "-n", "-c", "1", "-W", "5", *options, address)
     return "1 received" in subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
@@ -145,9 +145,9 @@ def test_udp_super_frames_arrive_as_the_datagrams_that_they_were() -> None:
 
 def inside_netstat(netns: str) -> list[str]:
     """Whether IPv4 or IPv6 packets were cut when they left."""
-    v4 = subprocess.run(inside(netns, "cat", "/proc/net/snmp"), capture_output=True, text=True, check=True).stdout
+    v4 = subprocess.run(netns_exec(netns, "cat", "/proc/net/snmp"), capture_output=True, text=True, check=True).stdout
     heads, values = (line.split() for line in v4.splitlines()[:2])
-    v6 = subprocess.run(inside(netns, "cat", "/proc/net/snmp6"), capture_output=True, text=True, check=True).stdout
+    v6 = subprocess.run(netns_exec(netns, "cat", "/proc/net/snmp6"), capture_output=True, text=True, check=True).stdout
     (other,) = (int(line.split()[1]) for line in v6.splitlines() if line.startswith("Ip6FragCreates"))
     return [f"FragCreates {int(values[heads.index('FragCreates')]) + other}"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from . import support
-from .support import ip, link, named_netns
+from .support import ip, iperf_server, link, named_netns, netns_exec
 
 ROOT = Path(__file__).parents[2]
 NAME, PORT = "vpn0", 51820
@@ -69,7 +69,7 @@ def start(spaces: list[str], key: Path) -> Iterator[Start]:
     def start(
         side: int, *options: str, outer: str = "IPv4", port: int = PORT, families: int = 2, ready: bool = True
     ) -> subprocess.Popen[str]:
-        command = inside(spaces[side], sys.executable, str(ROOT / "examples" / "tunnel.py"), NAME, str(key))
+        command = netns_exec(spaces[side], sys.executable, str(ROOT / "examples" / "tunnel.py"), NAME, str(key))
         command += [f":{port}", f"{OUTER[outer][1 - side]}:{PORT}"]
         for address in [f"{INNER[side]}/24", f"{INNER6[side]}/64"][:families]:
             command += ["--address", address]
@@ -94,10 +94,6 @@ def loop_option(request: pytest.FixtureRequest) -> list[str]:
     return ["--uvloop"] if request.param == "uvloop" else []
 
 
-def inside(netns: str, *command: str) -> list[str]:
-    return ["ip", "netns", "exec", netns, *command]
-
-
 def finish(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> None:
     """Ends it with a signal, cleanly."""
     process.send_signal(number)
@@ -107,7 +103,7 @@ def finish(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> None
 
 def ping(netns: str, address: str, *options: str) -> None:
     """Returns when one has been answered; it tries until then, for as long as two ends may take to find each other."""
-    command = inside(netns, "ping", "-n", "-c", "1", "-W", "0.2", *options, address)
+    command = netns_exec(netns, "ping", "-n", "-c", "1", "-W", "0.2", *options, address)
     end = time.monotonic() + 15
     while (done := subprocess.run(command, capture_output=True, text=True, check=False)).returncode:
         assert time.monotonic() < end, done.stdout + done.stderr
@@ -122,18 +118,6 @@ def received(netns: str) -> int:
 
 def is_there(netns: str) -> bool:
     return NAME in {each["ifname"] for each in json.loads(ip("-n", netns, "-j", "link", "show"))}
-
-
-@contextlib.contextmanager
-def iperf_server(netns: str) -> Iterator[None]:
-    """It has ended at the end of the block."""
-    with subprocess.Popen(inside(netns, "iperf3", "-s", "--forceflush"), stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            assert any("listening" in line for line in server.stdout)
-            yield
-        finally:
-            server.kill()
 
 
 # -- carrying ----------------------------------------------------------------------------------------------------------
@@ -159,7 +143,7 @@ def test_streams_cross(spaces: list[str], start: Start, loop_option: list[str], 
     for direction in ([], ["-R"]):
         for address in (INNER[1], INNER6[1]):
             with iperf_server(spaces[1]):  # it may still be busy with the end of the one before
-                command = inside(spaces[0], "iperf3", "-c", address, "-n", "8M", "-J", *direction)
+                command = netns_exec(spaces[0], "iperf3", "-c", address, "-n", "8M", "-J", *direction)
                 report = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
                 assert "error" not in report, report["error"]
                 assert report["end"]["sum_sent"]["bytes"] >= 8 << 20
@@ -187,7 +171,7 @@ def test_either_end_restarts(spaces: list[str], start: Start, side: int, number:
 
 def test_a_peer_that_is_not_there_yet(spaces: list[str], start: Start, loop_option: list[str]) -> None:
     early = start(0, *loop_option)
-    command = inside(spaces[0], "ping", "-n", "-c", "3", "-i", "0.2", "-W", "0.2", INNER[1])
+    command = netns_exec(spaces[0], "ping", "-n", "-c", "3", "-i", "0.2", "-W", "0.2", INNER[1])
     assert subprocess.run(command, capture_output=True, check=False).returncode == 1
     start(1, *loop_option)
     ping(spaces[0], INNER[1])
@@ -202,7 +186,7 @@ def test_no_way_to_the_peer_for_a_while(spaces: list[str], start: Start, loop_op
     ip("-n", spaces[0], "link", "set", "out", "up")
     ping(spaces[0], INNER[1])
     ip("-n", spaces[0], "route", "del", "192.0.2.0/24", "dev", "out")
-    command = inside(spaces[0], "ping", "-n", "-c", "3", "-i", "0.2", "-W", "0.2", INNER[1])
+    command = netns_exec(spaces[0], "ping", "-n", "-c", "3", "-i", "0.2", "-W", "0.2", INNER[1])
     assert subprocess.run(command, capture_output=True, check=False).returncode == 1
     ip("-n", spaces[0], "route", "add", "192.0.2.0/24", "dev", "out")
     ping(spaces[0], INNER[1])
@@ -301,7 +285,7 @@ def test_an_interface_that_is_down_for_a_while(spaces: list[str], start: Start, 
     ends = [start(0, *loop_option), start(1, *loop_option)]
     ping(spaces[0], INNER[1])
     ip("-n", spaces[1], "link", "set", NAME, "down")
-    command = inside(spaces[0], "ping", "-n", "-c", "3", "-i", "0.2", "-W", "0.2", INNER[1])
+    command = netns_exec(spaces[0], "ping", "-n", "-c", "3", "-i", "0.2", "-W", "0.2", INNER[1])
     assert subprocess.run(command, capture_output=True, check=False).returncode == 1
     ip("-n", spaces[1], "link", "set", NAME, "up")
     ping(spaces[0], INNER[1])
