@@ -6,11 +6,11 @@ The sender waits for nobody: what the receiver has no time for is dropped in fro
 from __future__ import annotations
 
 import random
-import subprocess
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from . import lab
+from .datagrams import Arrived, arrive
 from .report import LOOPS, ratio, table
 
 if TYPE_CHECKING:
@@ -33,14 +33,7 @@ _CONTESTANTS: dict[str, tuple[str, str] | None] = {
 }
 
 
-class _Result(NamedTuple):
-    #: Datagrams a second.
-    rate: float
-    #: CPU time of the receiver for each, in nanoseconds.
-    cost: float
-
-
-def _measure(kind: tuple[str, str] | None, left: str, right: str, loops: Loops, milliseconds: int) -> _Result:
+def _measure(kind: tuple[str, str] | None, left: str, right: str, loops: Loops, milliseconds: int) -> Arrived:
     times = [str(_WARM_UP), str(milliseconds)]
     if kind is None:
         send = lab.python_module("datagrams", "send", left, _ADDRESSES[1], str(_SIZE), str(_COUNT), "1", loops.path)
@@ -48,16 +41,11 @@ def _measure(kind: tuple[str, str] | None, left: str, right: str, loops: Loops, 
     else:
         send = lab.python_module("udp_end", "send", *kind, left, _ADDRESSES[1], str(_PORT), str(_SIZE), str(_COUNT))
         count = lab.python_module("udp_end", "count", *kind, right, str(_PORT), *times)
-    with lab.child(send):
-        done = subprocess.run(count, check=True, capture_output=True, text=True, timeout=30)
-    datagrams, nanoseconds, used = map(int, done.stdout.split())
-    if not datagrams:
-        raise SystemExit(f"{kind}: no datagram arrived")
-    return _Result(datagrams / nanoseconds * 1e9, used / datagrams)
+    return arrive(send, count)
 
 
 def run(loops: Loops, rounds: int, quick: bool) -> None:
-    results: dict[str, list[_Result]] = {label: [] for label in _CONTESTANTS}
+    results: dict[str, list[Arrived]] = {label: [] for label in _CONTESTANTS}
     with lab.joined(_ADDRESSES) as (left, right):
         for _ in range(rounds):
             for label in random.sample(list(_CONTESTANTS), len(_CONTESTANTS)):

@@ -6,11 +6,11 @@ The sender waits for nobody: what a forwarder has no time for is dropped in fron
 from __future__ import annotations
 
 import random
-import subprocess
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from . import lab
+from .datagrams import Arrived, arrive
 from .path import SERVER, Forwarder
 from .report import LOOPS, ratio, table
 
@@ -34,27 +34,15 @@ _CONTESTANTS = {
 }
 
 
-class _Result(NamedTuple):
-    #: Datagrams a second.
-    rate: float
-    #: CPU time of the forwarder for each, in nanoseconds.
-    cost: float
-
-
-def _measure(forwarder: Forwarder, left: str, right: str, loops: Loops, milliseconds: int) -> _Result:
+def _measure(forwarder: Forwarder, left: str, right: str, loops: Loops, milliseconds: int) -> Arrived:
     with forwarder.running(left, right, loops.path) as pid:
         send = lab.python_module("datagrams", "send", left, SERVER, str(_SIZE), str(_COUNT), "1", loops.path)
         count = lab.python_module("datagrams", "count", right, str(_WARM_UP), str(milliseconds), str(pid), loops.path)
-        with lab.child(send):
-            done = subprocess.run(count, check=True, capture_output=True, text=True, timeout=30)
-    datagrams, nanoseconds, used = map(int, done.stdout.split())
-    if not datagrams:
-        raise SystemExit(f"{forwarder}: no datagram arrived")
-    return _Result(datagrams / nanoseconds * 1e9, used / datagrams)
+        return arrive(send, count)
 
 
 def run(loops: Loops, rounds: int, quick: bool) -> None:
-    results: dict[str, list[_Result]] = {label: [] for label in _CONTESTANTS}
+    results: dict[str, list[Arrived]] = {label: [] for label in _CONTESTANTS}
     with lab.namespaces(2) as (left, right):
         for _ in range(rounds):
             for label in random.sample(list(_CONTESTANTS), len(_CONTESTANTS)):
