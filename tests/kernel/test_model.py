@@ -345,7 +345,7 @@ class Ended(StopAsyncIteration, Exception):
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_queue_lives_as_its_model(loop: str) -> None:
     run_state_machine_as_test(
-        lambda: Life(LOOPS[loop]),
+        lambda: Life(LOOPS[loop]),  # type: ignore[arg-type]  # whatever makes one will do
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=40,
