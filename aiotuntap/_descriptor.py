@@ -157,22 +157,37 @@ class DescriptorStream(FrameReader[T]):
             except MemoryError:  # the reader is told, when it tries by itself
                 self._more = True
             if not self._buffer and not self._more and self._error is None:
+                self._found_nothing()
                 return
         self._wake_now()
 
     def _fill(self) -> None:
+        before = self._frames_read
         if self._receiver is not None:
             self._receiver()
+            if self._frames_read == before and not self._more:
+                self._found_nothing()
             return
         room = self._high - len(self._buffer)
         try:
             if room > 0 and self._error is None:
                 self._pull(min(room, BATCH))
+                if self._frames_read == before and not self._more:
+                    self._found_nothing()
         except MemoryError:  # whoever reads next is told, and until then the frames are safe in the kernel
             self._more = True
             self._pause()
         if len(self._buffer) >= self._high:
             self._pause()
+
+    def _found_nothing(self) -> None:
+        """The loop called, and there is nothing to read. That is how an interface goes away: polled, its queues report
+        an error a moment before read(2) does. And uvloop watches a descriptor that reports an error no longer, until it
+        is registered again.
+        """
+        if self._flowing and self._error is None:
+            self._pause()
+            self._resume()
 
     def _pause(self) -> None:
         if self._flowing:

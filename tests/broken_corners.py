@@ -25,6 +25,13 @@ class TurnsRoundWithASmallLimit(Through):
         return frames[::-1] if limit == 5 else frames
 
 
+@fault("read_frames: another frame of 60 bytes came after the last", "reads_are_in_order", "frames_of_every_size_pass")
+class AddsAFrameToLongBatches(Through):
+    async def read_frames(self, limit: int = 128) -> list[bytes]:
+        frames = await super().read_frames(limit)
+        return [*frames, bytes(60)] if 20 < len(frames) < limit else frames
+
+
 @fault(r"read_frames\(-1\) must raise ValueError", "read_frames_keeps_its_limit")
 class TakesANegativeLimit(Through):
     async def read_frames(self, limit: int = 128) -> list[bytes]:
@@ -91,6 +98,43 @@ class LosesOneWhenAnIterationIsLeft(Through):
     async def __anext__(self) -> bytes:
         frame = await super().__anext__()
         self.iterates = True
+        return frame
+
+
+@fault("the first reader got another frame", "readers_take_turns", "cancelled_reads_lose_nothing")
+class ChangesWhatALaterReaderWaitedFor(Through):
+    """… a single one, behind a single one."""
+
+    alone = False
+
+    async def read_frame(self) -> bytes:
+        inner = self.inner
+        if len(inner._readers) == 1 and self.alone and (inner._buffer or inner._ring):
+            self.alone = False
+            return await super().read_frame()
+        is_first = self.alone = not inner._readers and not inner._buffer and not inner._ring
+        frame = await super().read_frame()
+        return frame[::-1] if is_first and not self.alone else frame
+
+
+@fault(
+    "a frame that came for a cancelled reader did not go to the next one",
+    "a_cancelled_reader_leaves_the_line",
+    "cancelled_reads_lose_nothing",
+)
+class ALeavingReaderTakesTheNextFrame(Through):
+    left = 0
+
+    async def read_frame(self) -> bytes:
+        waits = not self.inner._buffer and not self.inner._ring
+        try:
+            frame = await super().read_frame()
+        except asyncio.CancelledError:
+            self.left = int(waits and not self.inner._buffer and not self.inner._ring)
+            raise
+        if self.left:
+            self.left = 0
+            return await super().read_frame()
         return frame
 
 
@@ -240,6 +284,21 @@ class ChangesWhatFollowsACancelledWrite(Through):
             await super().write_frame(frame)
         except asyncio.CancelledError:
             self.cancelled = True
+            raise
+
+
+@fault("write_frame after a cancelled write_frame", "cancelled_writes_are_whole_or_not_at_all")
+class MayBeCancelledWhenItHasWritten(Through):
+    unfinished = False
+
+    async def write_frame(self, frame: Any) -> None:
+        await asyncio.sleep(0)
+        self.inner.write_frame_nowait(frame[::-1] if self.unfinished else frame)
+        self.unfinished = False
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.unfinished = True
             raise
 
 

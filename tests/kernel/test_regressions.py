@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,14 +26,29 @@ from aiotuntap import (
     Offload,
     QueueClosedError,
     SetupError,
+    TuntapProtocol,
+    TuntapQueue,
     _abi,
     _device,
+    create_tuntap_endpoint,
 )
 from aiotuntap._interface import Interface
 from aiotuntap._threads import run_in_thread
 from aiotuntap.testing import example_frame
 
-from .support import ip, link, named_netns, refuses_while_disabled, rename, settle, tap, tap_with_peer, tun_info, unique
+from .support import (
+    idle_share,
+    ip,
+    link,
+    named_netns,
+    refuses_while_disabled,
+    rename,
+    settle,
+    tap,
+    tap_with_peer,
+    tun_info,
+    unique,
+)
 
 LOOPS: list[Callable[[], Any]] = [asyncio.new_event_loop, uvloop.new_event_loop]
 
@@ -461,3 +477,60 @@ def test_a_result_that_nobody_receives_is_undone() -> None:
             thread.join()
     assert undone == [7]
     assert link("lo")["ifname"] == "lo"
+
+
+def _late(queue: TuntapQueue, times: int) -> None:
+    """As the kernel while it takes an interface away: poll reports an error already, and read(2) says EAGAIN."""
+    engine, left = queue._engine, [times]
+
+    def later(number: object) -> bool:
+        left[0] -= number == errno.EBADFD
+        return number == errno.EBADFD and left[0] >= 0
+
+    def read_one(fd: int) -> bytes | int:
+        frame = engine.read_one(fd)
+        return errno.EAGAIN if later(frame) else frame
+
+    def read_batch(fd: int, limit: int, enough: int) -> tuple[list[bytes], int | BaseException]:
+        frames, number = engine.read_batch(fd, limit, enough)
+        return frames, errno.EAGAIN if later(number) else number
+
+    queue._engine = replace(engine, read_one=read_one, read_batch=read_batch)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("readers", [0, 1, 3])
+@pytest.mark.parametrize("offload", [Offload.NONE, Offload.ALL])
+async def test_a_queue_that_reads_nothing_at_first_when_its_interface_goes(readers: int, offload: Offload) -> None:
+    async with tap(offload=offload) as interface:
+        (queue,) = interface.queues
+        tasks = [asyncio.ensure_future(queue.read_frames()) for _ in range(readers)]
+        await settle()
+        _late(queue, 3)
+        ip("link", "del", interface.name)
+        await asyncio.sleep(0.05)
+        tasks = tasks or [asyncio.ensure_future(queue.read_frames())]
+        async with asyncio.timeout(10):
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(outcome, DeviceGoneError) for outcome in outcomes)
+        assert await idle_share() < 0.05
+
+
+async def test_an_endpoint_that_reads_nothing_at_first_when_its_interface_goes() -> None:
+    lost = asyncio.get_running_loop().create_future()
+
+    class Protocol(TuntapProtocol):
+        def frame_received(self, frame: bytes) -> None:
+            pass
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            lost.set_result(exc)
+
+    transport, _ = await create_tuntap_endpoint(Protocol, unique(), mode="tap")
+    interface = transport.get_extra_info("interface")
+    await interface.configure(up=True)
+    await settle()
+    _late(interface.queues[0], 3)
+    ip("link", "del", interface.name)
+    async with asyncio.timeout(10):
+        assert isinstance(await lost, DeviceGoneError)
