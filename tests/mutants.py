@@ -114,6 +114,11 @@ EXEMPT = {
         "a_cancelled_reader_leaves_the_line",
         "first.cancel()",
     ): "a frame that comes between the cancellation and its task",
+    ("__init__", "0.0 in a list"): "the pace that is taken where none was measured",
+    ("run", "await self.cancel"): "ends what a check leaves behind",
+    ("cancel", "await asyncio.gather"): "… and waits for it",
+    ("asked", "await asyncio.sleep"): "time, for streams that need it",
+    ("burst", "await self.send"): "for far ends that write in one way only",
     ("writers_do_not_mix", "trial.frame() in a list"): "the frame behind all others, which ends the wait",
     ("a_device_that_is_gone_stays_gone", "await trial.raises(DeviceGoneError, trial.stream.read_frame,"): (
         "lets a stream notice that learns of it by reading"

@@ -125,7 +125,7 @@ def parsers() -> dict[str, Parser]:
         "segment, TAP": Parser(supers[Mode.TAP], partial(_segment, Mode.TAP)),
         "coalesce, TUN": Parser(runs[Mode.TUN], partial(_coalesce, Mode.TUN), head=400),
         "coalesce, TAP": Parser(runs[Mode.TAP], partial(_coalesce, Mode.TAP), head=400),
-        "netlink": Parser(_netlink_seeds(), _netlink, (struct.error, ValueError, IndexError)),
+        "netlink": Parser(_netlink_seeds(), _netlink, (struct.error, ValueError, OverflowError)),
         "Address": Parser([b"192.0.2.1:51820", b"[fd00::1]:51820", b"[fe80::1%lo]:1"], _text(Address), (ValueError,)),
         "address and port": Parser([b"192.0.2.1:51820", b":51820"], _text(split), (ValueError,)),
         "namespace": Parser([b"blue", b"/proc/1/ns/net"], _text(parse_namespace), (ValueError,)),
