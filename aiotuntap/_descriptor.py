@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -52,6 +53,7 @@ class DescriptorStream(FrameReader[T]):
         "_frames_written",
         "_max_frame",
         "_pid",
+        "_poll",
         "_writers",
     )
 
@@ -63,6 +65,8 @@ class DescriptorStream(FrameReader[T]):
         self._max_frame = max_frame
         self._pid = os.getpid()
         self._closed = False
+        #: Tells, where that is needed, whether the descriptor reports an error that the loop would tell once only.
+        self._poll: select.poll | None = None
         self._writers: deque[asyncio.Future[None]] = deque()
         self._frames_read = self._frames_written = self._frames_refused = self._frames_dropped = 0
 
@@ -125,6 +129,8 @@ class DescriptorStream(FrameReader[T]):
         if number:
             if number == errno.EAGAIN:
                 self._more = False
+                if self._poll is not None and self._flowing and self._poll.poll(0):
+                    self._watch_again()
             elif isinstance(number, BaseException):
                 raise number
             elif number == errno.ENOMEM:
@@ -157,37 +163,26 @@ class DescriptorStream(FrameReader[T]):
             except MemoryError:  # the reader is told, when it tries by itself
                 self._more = True
             if not self._buffer and not self._more and self._error is None:
-                self._found_nothing()
                 return
         self._wake_now()
 
     def _fill(self) -> None:
-        before = self._frames_read
         if self._receiver is not None:
             self._receiver()
-            if self._frames_read == before and not self._more:
-                self._found_nothing()
             return
         room = self._high - len(self._buffer)
         try:
             if room > 0 and self._error is None:
                 self._pull(min(room, BATCH))
-                if self._frames_read == before and not self._more:
-                    self._found_nothing()
         except MemoryError:  # whoever reads next is told, and until then the frames are safe in the kernel
             self._more = True
             self._pause()
         if len(self._buffer) >= self._high:
             self._pause()
 
-    def _found_nothing(self) -> None:
-        """The loop called, and there is nothing to read. That is how an interface goes away: polled, its queues report
-        an error a moment before read(2) does. And uvloop watches a descriptor that reports an error no longer, until it
-        is registered again.
-        """
-        if self._flowing and self._error is None:
-            self._pause()
-            self._resume()
+    def _watch_again(self) -> None:
+        self._pause()
+        self._resume()
 
     def _pause(self) -> None:
         if self._flowing:

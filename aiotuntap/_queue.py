@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
@@ -63,6 +64,11 @@ class TuntapQueue(DescriptorStream[bytes]):
         self._interface = interface
         self._enough = _ENOUGH if interface.options.has_header else _ANY
         self._file = file
+        if not isinstance(loop, asyncio.SelectorEventLoop):
+            # While the kernel takes an interface away, poll reports an error already, and read(2) still gives frames or
+            # EAGAIN. uvloop calls back once and then watches the descriptor no longer, until it is registered again.
+            self._poll = select.poll()
+            self._poll.register(file.fd, 0)
         self._resume()
 
     def __repr__(self) -> str:

@@ -85,9 +85,6 @@ class FrameReader(Owning, Generic[T]):
         """There is room again: let frames flow."""
         raise NotImplementedError
 
-    def _found_nothing(self) -> None:
-        """A reader was woken, and the source had nothing."""
-
     def _wake_reader(self) -> None:
         """Gives the turn to whoever asked first, if there is something to take."""
         if self._readers and (self._buffer or self._error is not None):
@@ -279,8 +276,6 @@ class FrameReader(Owning, Generic[T]):
                 if self._buffer or self._error is not None:
                     break
                 turn = self._readers[0] = Turn(loop=self._loop)
-                if is_asked:
-                    self._found_nothing()
         except BaseException:  # cancelled, the coroutine is closed, or no memory: it must not stay in the line
             self._readers.remove(turn)
             self._wake_reader()

@@ -534,3 +534,25 @@ async def test_an_endpoint_that_reads_nothing_at_first_when_its_interface_goes()
     ip("link", "del", interface.name)
     async with asyncio.timeout(10):
         assert isinstance(await lost, DeviceGoneError)
+
+
+@pytest.mark.usefixtures("engine")
+async def test_a_queue_that_gives_a_last_frame_while_its_interface_goes() -> None:
+    """The loop's only call about the error finds a frame, and the next read nothing."""
+    async with tap() as interface:
+        (queue,) = interface.queues
+        reader = asyncio.ensure_future(queue.read_frame())
+        await settle()
+        engine, last = queue._engine, [example_frame(1)]
+        _late(queue, 3)
+        late = queue._engine
+
+        def read_one(fd: int) -> bytes | int:
+            return last.pop() if last and engine.read_one(fd) == errno.EBADFD else late.read_one(fd)
+
+        queue._engine = replace(late, read_one=read_one)
+        ip("link", "del", interface.name)
+        async with asyncio.timeout(10):
+            assert await reader == example_frame(1)
+            with pytest.raises(DeviceGoneError):
+                await queue.read_frame()
