@@ -14,7 +14,7 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --
 # What the C extension is made of: when it changes, the packages are installed again.
 NATIVE := setup.py $(wildcard native/*.[ch])
 
-.PHONY: demo test test-kernels test-machines lint docs bench sanitize wheel clean help
+.PHONY: demo test test-kernels test-machines lint docs bench sanitize fuzz soak mutants wheel clean help
 
 help:
 	@echo 'make demo    an echo responder in a namespace of its own, pinged over IPv4 and IPv6'
@@ -25,6 +25,9 @@ help:
 	@echo 'make docs    the documentation as HTML in docs/_build'
 	@echo 'make bench   the figures in the README; make bench ARGS=--help lists the benchmarks and how to choose'
 	@echo 'make sanitize  the C extension under sanitizers, and on other processors'
+	@echo 'make fuzz    generated input for the C sources, every parser, and against the kernel: ARGS="SECONDS CASES"'
+	@echo 'make soak    random interleavings of everything that can happen, by seed: ARGS="--seconds 600"; ARGS=--help'
+	@echo 'make mutants whether every line of the conformance checks is needed'
 	@echo 'make wheel   the distributions, checked and tried, in dist'
 
 demo: $(VENV)/.demo
@@ -56,6 +59,16 @@ bench: $(VENV)/.bench
 
 sanitize: $(VENV)/.test
 	@sh tests/native/sanitize.sh $(BIN)/python $(ARGS)
+
+fuzz: $(VENV)/.test
+	@sh tests/fuzz/run.sh $(BIN)/python $(ARGS)
+
+soak: $(VENV)/.test
+	@sh tests/install-programs.sh ip:iproute2
+	@$(BIN)/python -m tests.soak $(ARGS)
+
+mutants: $(VENV)/.test
+	@$(BIN)/python -W ignore -m tests.mutants $(ARGS)
 
 # The wheel is one for all versions: it is tried with those that are named in PYTHONS, too.
 wheel: $(VENV)/.wheel

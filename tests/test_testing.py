@@ -15,6 +15,7 @@ from aiotuntap._batch import as_batch, report, size_of
 from aiotuntap.testing import CHECKS, MemoryStream, check_packet_stream, example_frame, memory_pair
 from aiotuntap.testing.trial import Terms, Trial
 
+from . import broken_corners  # noqa: F401 - adds to FAULTS
 from .broken_streams import FAULTS, CutsAt1500, Fault, Through
 
 

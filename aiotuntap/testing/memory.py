@@ -5,37 +5,58 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import deque
-from collections.abc import Iterable
+from random import Random
 
-from .._batch import as_batch, note_end, report, size_of
+from .._batch import size_of
 from .._errors import DeviceGoneError, InvalidFrameError, QueueClosedError
-from .._reader import FrameReader
 from .._types import Frame
+from .frame_by_frame import FrameByFrame
+from .wire import Wire
 
 _MAX_FRAME = 65535 + 18
 
-# Frames that a batch may write before the other tasks of the loop get their turn.
-_WRITES_PER_TURN = 256
 
-
-class MemoryStream(FrameReader[bytes]):
+class MemoryStream(FrameByFrame):
     """One end of a `memory_pair`: a `PacketStream` without a descriptor.
 
     It behaves like a queue of an interface: frames that nobody reads pile up to its capacity and are then dropped,
     closing here gives QueueClosedError, and the other end being closed is to this one what a deleted interface is.
     """
 
-    __slots__ = ("_closed", "_peer", "_ring", "dropped")
+    __slots__ = (
+        "_bandwidth",
+        "_chance",
+        "_closed",
+        "_latency",
+        "_loss",
+        "_peer",
+        "_ring",
+        "_sent_until",
+        "_wire",
+        "dropped",
+        "lost",
+    )
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__(asyncio.get_running_loop(), capacity, 0)
+    def __init__(self, capacity: int, bandwidth: float | None, latency: float, loss: float, chance: Random) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(loop, capacity, 0)
         self._peer = self
         self._closed = False
         self._flowing = True
         #: What the kernel's ring is to a queue: frames that no reader asked for yet.
         self._ring: deque[bytes] = deque()
-        #: Frames that arrived here while the buffer was full.
+        #: Frames on their way to this end, and the end of them.
+        self._wire: Wire[bytes | None] = Wire(loop, self._arrive)
+        self._bandwidth = bandwidth
+        self._latency = latency
+        self._loss = loss
+        self._chance = chance
+        #: When the last bit of the last frame leaves the other end.
+        self._sent_until = 0.0
+        #: Frames that were on their way here while there was no room: see ``capacity``.
         self.dropped = 0
+        #: Frames on their way here that were lost: see ``loss``.
+        self.lost = 0
 
     @property
     def closed(self) -> bool:
@@ -54,73 +75,56 @@ class MemoryStream(FrameReader[bytes]):
         size = size_of(frame)
         if self._closed:
             raise QueueClosedError("this end of the pair is closed")
-        peer = self._peer
-        if peer._closed:
-            raise DeviceGoneError(errno.EBADFD, "the other end of the pair was closed")
+        if self._peer._closed:
+            raise _gone()
         if not 0 < size <= _MAX_FRAME:
             raise InvalidFrameError(f"a frame of {size} bytes: from 1 to {_MAX_FRAME}")
-        if len(peer._ring) + len(peer._buffer) >= peer._high:
-            peer.dropped += 1
-            return
-        pieces = frame if isinstance(frame, (list, tuple)) else (frame,)
-        peer._ring.append(b"".join(map(bytes, pieces)))
-        peer._more = True
-        peer._wake_reader()
+        self._peer._send(frame, size)
 
-    def write_frames_nowait(self, frames: Iterable[Frame]) -> int:
-        """Writes frames up to the first that cannot be written, and returns how many. Raises if that is the first."""
-        written = 0
-        for frame in as_batch(frames):
-            try:
-                self.write_frame_nowait(frame)
-            except Exception:
-                if written:
-                    break
-                raise
-            written += 1
-        return written
-
-    async def write_frame(self, frame: Frame) -> None:
-        """As `write_frame_nowait`, after the other tasks of the loop had a turn. When cancelled, nothing was written."""
-        await asyncio.sleep(0)
+    async def _write(self, frame: Frame) -> None:
         self.write_frame_nowait(frame)
-
-    async def write_frames(self, frames: Iterable[Frame]) -> None:
-        """Writes what can be written, in order; then reports what was refused in one InvalidFrameError.
-
-        When cancelled, frames were written in order up to some point. Other errors are those of `write_frame_nowait`
-        and end it at once.
-        """
-        batch = as_batch(frames)
-        refused: dict[int, InvalidFrameError] = {}
-        for index, frame in enumerate(batch):
-            if index % _WRITES_PER_TURN == 0:
-                await asyncio.sleep(0)
-            try:
-                self.write_frame_nowait(frame)
-            except InvalidFrameError as error:
-                refused[index] = error
-            except Exception as error:
-                note_end(error, len(batch), range(index, len(batch)), refused)
-                raise
-        report(refused, len(batch))
 
     async def aclose(self) -> None:
         """Closes this end. The other one can still read what it was sent, and then gets DeviceGoneError."""
         if self._closed:
             return
         self._closed = True
+        self._wire.cut()
         self._ring.clear()
         self._buffer.clear()
         self._end(QueueClosedError("this end of the pair is closed"))
         peer = self._peer
         if not peer._closed:
-            peer._pull(len(peer._ring))
-            peer._end(DeviceGoneError(errno.EBADFD, "the other end of the pair was closed"))
+            peer._wire.send(None)
 
     async def vanish(self) -> None:
         """Closes this end, as a far end of `check_packet_stream` that takes the device away."""
         await self.aclose()
+
+    def _send(self, frame: Frame, size: int) -> None:
+        """Sends a frame of *size* bytes on its way to this end."""
+        if len(self._wire) + len(self._ring) + len(self._buffer) >= self._high:
+            self.dropped += 1
+            return
+        seconds = self._latency
+        if self._bandwidth is not None:
+            now = self._loop.time()
+            self._sent_until = max(self._sent_until, now) + 8 * size / self._bandwidth
+            seconds += self._sent_until - now
+        if self._loss and self._chance.random() < self._loss:
+            self.lost += 1
+            return
+        pieces = frame if isinstance(frame, (list, tuple)) else (frame,)
+        self._wire.send(b"".join(map(bytes, pieces)), seconds)
+
+    def _arrive(self, frame: bytes | None) -> None:
+        if frame is None:
+            self._pull(len(self._ring))
+            self._end(_gone())
+        else:
+            self._ring.append(frame)
+            self._more = True
+            self._wake_reader()
 
     def _pull(self, limit: int) -> None:
         ring = self._ring
@@ -136,12 +140,34 @@ class MemoryStream(FrameReader[bytes]):
         super()._wake_reader()
 
 
-def memory_pair(*, capacity: int = 1000) -> tuple[MemoryStream, MemoryStream]:
+def _gone() -> DeviceGoneError:
+    return DeviceGoneError(errno.EBADFD, "the other end of the pair was closed")
+
+
+def memory_pair(
+    *, capacity: int = 1000, bandwidth: float | None = None, latency: float = 0.0, loss: float = 0.0, seed: int = 0
+) -> tuple[MemoryStream, MemoryStream]:
     """Two streams: what is written to one is read from the other. Call it while the event loop runs.
 
+    What is given holds for each direction by itself.
+
     Args:
-        capacity: Frames that each end keeps until they are read; a TAP interface keeps 1000 by default.
+        capacity: Frames that are kept for each end until they are read, those that are under way included; when there
+            are more, they are dropped. A TAP interface keeps 1000 by default.
+        bandwidth: In bits a second, counted as the frames are, without what Ethernet puts around them; None for no
+            limit. A frame that is written waits until those before it are sent.
+        latency: Seconds that each frame is under way, after it was sent.
+        loss: How likely a frame is lost, 0 to 1.
+        seed: Which frames are lost: the same ones with the same seed.
     """
-    one, other = MemoryStream(capacity), MemoryStream(capacity)
+    if capacity < 1:
+        raise ValueError(f"capacity must be at least 1 frame, not {capacity!r}")
+    if bandwidth is not None and not bandwidth > 0:
+        raise ValueError(f"bandwidth must be over 0 bits a second, or None for no limit, not {bandwidth!r}")
+    if not latency >= 0:
+        raise ValueError(f"latency must be 0 or more seconds, not {latency!r}")
+    if not 0 <= loss <= 1:
+        raise ValueError(f"loss must be from 0 to 1, not {loss!r}")
+    one, other = (MemoryStream(capacity, bandwidth, latency, loss, Random(f"{seed} {end}")) for end in ("one", "other"))
     one._peer, other._peer = other, one
     return one, other
