@@ -837,7 +837,7 @@ async def test_a_buffer_of_large_datagrams_is_full_before_it_has_many(connected:
             sent += 1
             await settle(2)
         assert 60 < sent < 2 * 64 + 10  # 4 MiB, and a batch
-        got = []
+        got: list[bytes] = []
         while len(got) < sent:
             async with asyncio.timeout(10):
                 got += await right.read_frames() if connected else [data for data, _ in await right.read_datagrams()]
