@@ -159,6 +159,7 @@ def test_nothing_is_received_that_was_not_sent_and_all_is_well_in_the_end(
     network.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_order_is_kept_and_nothing_is_lost_where_the_network_does_neither(seed: int) -> None:
     network = Network(seed)

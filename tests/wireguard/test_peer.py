@@ -547,6 +547,7 @@ def test_who_answered_in_vain_and_then_begins() -> None:
 # -- days --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_traffic_for_a_day_loses_nothing_and_keeps_little() -> None:
     world, a, b = pair()
     count = 0
