@@ -13,25 +13,30 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
+class Program(subprocess.Popen[str]):
+    """A program that runs, and the line in which it said that it is ready."""
+
+    ready = ""
+
+    def ended(self) -> tuple[int, str, str]:
+        """Its status, and what it wrote to standard output after it was ready and to standard error."""
+        out, err = self.communicate(timeout=10)
+        return self.returncode, out, err
+
+
 @contextlib.contextmanager
-def program(*arguments: str, prefix: tuple[str, ...] = (), **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A program of ``examples`` that has said ``ready``, with whatever else Popen takes. It has ended after the block."""
+def program(*arguments: str, prefix: tuple[str, ...] = (), **options: Any) -> Iterator[Program]:
+    """A program of ``examples`` that is ready, with whatever else Popen takes. It has ended after the block."""
     name, *others = arguments
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     command = [*prefix, sys.executable, str(ROOT / "examples" / name), *others]
-    with subprocess.Popen(
+    with Program(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
     ) as process:
         try:
             assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("ready"), (line, process.communicate())
+            process.ready = process.stdout.readline()
+            assert process.ready.startswith("ready: "), (process.ready, process.communicate())
             yield process
         finally:
             process.kill()
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Its status, and what it wrote to standard output after it was ready and to standard error."""
-    out, err = process.communicate(timeout=10)
-    return process.returncode, out, err

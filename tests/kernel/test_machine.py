@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import subprocess
 
-from .programs import ended, program
+from .programs import program
 from .support import PacketPeer, ip, link, tun_info, unique
 
 _MAC = "02:00:00:00:00:77"
@@ -37,7 +37,7 @@ def test_it_gets_the_descriptor_of_a_queue() -> None:
         info = tun_info(name)
         assert (info["numqueues"], info["numdisabled"]) == (1, 1)
         process.send_signal(signal.SIGTERM)
-        status, _, err = ended(process)
+        status, _, err = process.ended()
         assert status == 0, err
 
 

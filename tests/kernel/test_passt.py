@@ -18,10 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from passt import split
 
-from examples.passt import split
-
-from .programs import ended, program
+from .programs import program
 from .support import ip, is_root, named_netns, netns_exec, socket_in
 
 _PAYLOAD = os.urandom(4 << 20)
@@ -80,15 +79,14 @@ def test_a_namespace_without_privileges_reaches_the_host(tmp_path: Path) -> None
             server.join(10)
             assert returned == [_PAYLOAD]
             process.send_signal(signal.SIGTERM)
-            assert ended(process) == (0, "", "")
+            assert process.ended() == (0, "", "")
 
 
 def test_the_end_of_passt_is_told(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    with passt(path) as (_, passts):
-        with program("passt.py", "net0", str(path), prefix=("unshare", "-Urn")) as process:
-            passts.kill()
-            assert ended(process) == (1, "", "passt.py: passt has ended\n")
+    with passt(path) as (_, passts), program("passt.py", "net0", str(path), prefix=("unshare", "-Urn")) as process:
+        passts.kill()
+        assert process.ended() == (1, "", "passt.py: passt has ended\n")
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 7, 1000])

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from .programs import ended, program
+from .programs import program
 from .support import ip, link, unique
 
 
@@ -31,7 +31,7 @@ def test_a_signal_ends_it_in_order(number: int, loop_option: list[str]) -> None:
         while link(name)["stats64"]["tx"]["packets"] < 20:  # counted when they are read
             time.sleep(0.01)
         process.send_signal(number)
-        assert ended(process) == (0, "stopped: 20 packets\n", "")
+        assert process.ended() == (0, "stopped: 20 packets\n", "")
         assert not is_there(name)
 
 
@@ -39,7 +39,7 @@ def test_a_deleted_interface_is_told_in_one_line(loop_option: list[str]) -> None
     name = unique("stop")
     with program("stopping.py", name, *loop_option) as process:
         ip("link", "del", name)
-        status, out, err = ended(process)
+        status, out, err = process.ended()
         assert (status, out) == (1, "stopped: 0 packets\n")
         assert f"'{name}' is gone" in err
         assert err.count("\n") == 1
@@ -50,5 +50,5 @@ def test_the_kernel_closes_what_a_killed_program_had(loop_option: list[str]) -> 
     with program("stopping.py", name, *loop_option) as process:
         assert is_there(name)
         process.kill()
-        assert ended(process) == (-signal.SIGKILL, "", "")
+        assert process.ended() == (-signal.SIGKILL, "", "")
         assert not is_there(name)

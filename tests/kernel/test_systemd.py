@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from .programs import ROOT, ended, program
+from .programs import ROOT, Program, program
 from .support import ip, link, needs_root, unique
 
 # What systemd does between fork and exec: the descriptors from 3 on, and whom they are for.
@@ -40,7 +40,7 @@ class Manager:
         self.kept: list[int] = []
 
     @contextmanager
-    def service(self, name: str, *prefix: str) -> Iterator[subprocess.Popen[str]]:
+    def service(self, name: str, *prefix: str) -> Iterator[Program]:
         """The service, with the descriptors that were kept so far."""
         # Out of the way of those that the service gets.
         kept = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100) for fd in self.kept]
@@ -96,7 +96,7 @@ def test_the_interface_outlives_a_restart_and_no_frame_is_lost(manager: Manager,
         assert manager.told() == ["READY=1"]
         index = link(name)["ifindex"]
         process.send_signal(number)
-        status, _, err = ended(process)
+        status, _, err = process.ended()
         assert (status, err) == ((0, "") if number == signal.SIGTERM else (-number, ""))
     if number == signal.SIGTERM:
         assert manager.told() == ["STOPPING=1"]
@@ -111,7 +111,7 @@ def test_the_interface_outlives_a_restart_and_no_frame_is_lost(manager: Manager,
         assert link(name)["ifindex"] == index
         assert link(name)["stats64"]["tx"]["dropped"] == 0
         process.terminate()
-        assert ended(process) == (0, "", "")
+        assert process.ended() == (0, "", "")
     manager.forget()  # as systemd does when the service is stopped
     assert name not in {name for _, name in socket.if_nameindex()}
 
@@ -121,7 +121,7 @@ def test_a_deleted_interface_is_made_anew(manager: Manager) -> None:
     with manager.service(name) as process:
         assert (manager.told(), manager.told()) == (["FDSTORE=1", "FDNAME=queue"], ["READY=1"])
         ip("link", "del", name)
-        status, _, err = ended(process)
+        status, _, err = process.ended()
         assert status == 1
         assert f"'{name}' is gone" in err
     with manager.service(name) as process:
@@ -132,7 +132,7 @@ def test_a_deleted_interface_is_made_anew(manager: Manager) -> None:
         with sock:
             assert [sock.recv(2000) for _ in sent] == sent
         process.terminate()
-        status, _, err = ended(process)
+        status, _, err = process.ended()
         assert status == 0
         assert err.startswith("starting anew: ")
         assert err.count("\n") == 1
@@ -155,7 +155,7 @@ def test_without_systemd(tmp_path: Path) -> None:
     name = unique("kept")
     with program("kept.py", name) as process:
         process.terminate()
-        assert ended(process) == (0, "", "")
+        assert process.ended() == (0, "", "")
         assert name not in {name for _, name in socket.if_nameindex()}
 
 
