@@ -16,7 +16,9 @@ from .programs import ROOT
 
 BLOCKS = [
     block
-    for block in re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "moving.md").read_text(), re.DOTALL | re.M)
+    for block in re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs" / "moving.md").read_text(), re.DOTALL | re.MULTILINE
+    )
     if "AsyncTuntap" in block
 ]
 
