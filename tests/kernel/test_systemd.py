@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -160,9 +159,10 @@ def test_without_systemd(tmp_path: Path) -> None:
 
 
 def test_systemd_understands_the_unit() -> None:
-    analyze = shutil.which("systemd-analyze")
-    assert analyze is not None
+    # It works in /tmp whatever TMPDIR says, and a guest's is read-only.
+    script = "mount -t tmpfs tmpfs /tmp && cat >/tmp/kept.service && systemd-analyze verify /tmp/kept.service"
+    unit = (ROOT / "examples" / "kept.service").read_text()
     run = subprocess.run(
-        [analyze, "verify", str(ROOT / "examples" / "kept.service")], capture_output=True, text=True, check=False
+        ["unshare", "--mount", "sh", "-c", script], input=unit, capture_output=True, text=True, check=False
     )
     assert (run.returncode, run.stdout + run.stderr) == (0, "")
