@@ -14,8 +14,8 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --
 # What the C extension is made of: when it changes, the packages are installed again.
 NATIVE := setup.py $(wildcard native/*.[ch])
 
-.PHONY: demo test test-fast test-kernels test-machines coverage lint lint-ruff lint-mypy lint-words lint-shell docs bench \
-	sanitize fuzz soak mutants dist clean help
+.PHONY: demo test test-fast test-kernels test-machines test-systemd coverage lint lint-ruff lint-mypy lint-words lint-shell docs \
+	bench sanitize fuzz soak mutants dist clean help
 
 help:
 	@echo 'make demo    an echo responder in a namespace of its own, pinged over IPv4 and IPv6'
@@ -23,6 +23,7 @@ help:
 	@echo 'make test-fast   the tests of pure code, without the slow ones: a quick look that needs no root'
 	@echo 'make test-kernels    all tests on other kernels of Debian: KERNELS="5.10 6.1" unless you say, also 6.12'
 	@echo 'make test-machines   the tests of pure code on other processors: MACHINES="arm64 s390x" unless you say'
+	@echo 'make test-systemd    the systemd service of the documentation, under a systemd that boots in a container'
 	@echo 'make coverage    all tests, and which lines of the package they run'
 	@echo 'make lint    ruff, mypy, codespell, shellcheck, and the schemas of what the forge reads'
 	@echo 'make docs    the documentation as HTML in docs/_build'
@@ -47,6 +48,9 @@ test-kernels: $(VENV)/.test
 
 test-machines: $(VENV)/.test
 	@sh tests/machines/run.sh machines $(BIN)/python '$(MACHINES)' $(ARGS)
+
+test-systemd: $(VENV)/.test
+	@sh tests/machines/systemd.sh $(BIN)/python
 
 # Each process writes a file of its own.
 coverage: $(VENV)/.coverage
