@@ -52,11 +52,10 @@ test-machines: $(VENV)/.test
 test-systemd: $(VENV)/.test
 	@sh tests/machines/systemd.sh $(BIN)/python
 
-# Each process writes a file of its own.
+# Of this process and the workers: what tests start as programs of their own is not counted.
 coverage: $(VENV)/.coverage
-	@rm -rf build/coverage
-	@COVERAGE=1 sh tests/run.sh $(BIN)/python $(ARGS)
-	@$(BIN)/coverage combine --quiet
+	@mkdir -p build && rm -f build/coverage*
+	@PYTEST_ADDOPTS='--cov --cov-append --cov-report=' sh tests/run.sh $(BIN)/python $(ARGS)
 	@$(BIN)/coverage report
 
 lint: lint-ruff lint-mypy lint-words lint-shell

@@ -73,6 +73,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Not in pyproject.toml, from where pytest would import the package before its coverage is measured.
+    config.addinivalue_line("filterwarnings", "ignore::aiotuntap.SlowEngineWarning")
     if _NO_KERNEL is not None and _KERNEL_WANTED and is_root():
         raise pytest.UsageError(f"root, but {_NO_KERNEL}")
 
