@@ -24,6 +24,7 @@ fi
 if [ $# = 0 ]; then
     workers=$(($(nproc) * 2))
     [ "$workers" -le 8 ] || workers=8
+    # shellcheck disable=SC2016 # expanded inside
     set -- sh -c '"$1" -m pytest -q -n "$2" -m "not alone" && exec "$1" -m pytest -q -m alone' sh "$python" "$workers"
 else
     set -- "$python" -m pytest "$@"
