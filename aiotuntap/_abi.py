@@ -151,6 +151,10 @@ def encode_name(name: str) -> bytes:
     """
     if not isinstance(name, str):
         raise TypeError(f"interface name {name!r}: a string")
+    if name in ("all", "default"):
+        raise ValueError(
+            f"interface name {name!r}: the kernel keeps it for the settings of all interfaces, choose another one"
+        )
     encoded = name.encode("utf-8", "surrogateescape")
     if len(encoded) >= IFNAMSIZ:
         raise ValueError(f"interface name {name!r} has {len(encoded)} bytes: the kernel takes at most {IFNAMSIZ - 1}")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from . import _abi
 from ._device import Options, QueueFile
-from ._errors import QueueClosedError, SetupError, cannot, gone
+from ._errors import QueueClosedError, cannot, gone
 from ._netns import Namespace
 
 
@@ -81,9 +81,9 @@ class Interface:
     def check_open(self) -> None:
         """Raises what there is to say where nothing can be asked or set."""
         if self.closed:
-            raise QueueClosedError(f"interface {self.last_name!r} is closed")
+            raise QueueClosedError(f"interface {self.last_name!r} is closed: this program closed it")
         if not self.opened:
-            raise RuntimeError("the interface is not open yet: 'async with', or await open()")
+            raise RuntimeError("the interface is not open yet: use it in 'async with', or await open() first")
 
     def set(
         self, setting: str, value: object, change: Callable[[QueueFile], None], file: QueueFile | None = None
@@ -98,16 +98,21 @@ class Interface:
         self.check_open()
         if file is None:
             if not self.files:
-                raise QueueClosedError(f"interface {self.last_name!r} has no open queue to set its {setting} through")
+                raise QueueClosedError(
+                    f"interface {self.last_name!r} has no open queue, and its {setting} is set through one: add_queues() first"
+                )
             file = self.files[0]
         try:
             change(file)
         except OSError as error:
             if error.errno == errno.EBADFD:
                 raise gone(self.last_name) from error
-            raise SetupError(
-                error.errno, f"cannot set {setting} of {self.last_name!r} to {value}: {error.strerror}"
-            ) from error
+            hint = (
+                "a carrier takes at least one enabled queue"
+                if (setting, error.errno) == ("carrier", errno.EPERM)
+                else ""
+            )
+            raise cannot(f"set {setting} of {self.last_name!r} to {value}", error, hint) from error
 
     def set_send_buffer(self, size: int, file: QueueFile | None = None) -> None:
         """TUNSETSNDBUF, which holds for the queues that are attached at that moment."""

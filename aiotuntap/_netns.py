@@ -38,7 +38,7 @@ def open_namespace(netns: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         hint = "give the path of one that exists" if "/" in netns else f"'ip netns add {netns}' makes it"
-        raise cannot(f"open network namespace {netns!r}", error, hint) from error
+        raise cannot(f"open network namespace {netns!r}", error, hint) from None
 
 
 def identity() -> Identity:
