@@ -127,7 +127,7 @@ class Link:
     tentative: tuple[str, ...] = ()
     #: Those of them that cannot be used because another machine on the link has them.
     duplicates: tuple[str, ...] = ()
-    #: Whether IPv6 is on.
+    #: Whether IPv6 is on. The kernel sends no notification of it: in the events of `AsyncTuntap.watch` it may be late.
     ipv6: bool = False
     #: None for what is not a TUN/TAP interface.
     mode: Mode | None = None

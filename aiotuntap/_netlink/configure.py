@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from .. import _abi
 from .._errors import SetupError, cannot
@@ -24,8 +24,9 @@ from .socket import RouteError, RouteSocket, in_namespace
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 _TRIES = 10
-T = TypeVar("T")
 Entry = TypeVar("Entry", Address, Route)
+#: By identity: many may be asked for, and many may be there.
+Wanted: TypeAlias = dict[Hashable, Entry]
 
 
 class Settings:
@@ -55,7 +56,8 @@ class Settings:
         self.replace = bool(_check_flag("replace", replace))
         self.ipv6 = _check_flag("ipv6", ipv6)
         if ipv6 is False:
-            for each in (*(self.addresses or ()), *(self.routes or ())):
+            entries: list[Address | Route] = [*(self.addresses or {}).values(), *(self.routes or {}).values()]
+            for each in entries:
                 if each.version == 6:
                     raise ValueError(f"ipv6=False turns IPv6 off, and {each} is of IPv6: leave one of the two out")
         self.master = None if master is None else _check_master(master)
@@ -100,10 +102,20 @@ def _check_master(master: str) -> str:
     return master
 
 
-def _parse_all(setting: str, texts: Sequence[str] | None, parse: Callable[[str], T]) -> list[T] | None:
+def _parse_all(setting: str, texts: Sequence[str] | None, parse: Callable[[str], Entry]) -> Wanted[Entry] | None:
     if isinstance(texts, (str, bytes)):
         raise TypeError(f"{setting} must be a list of strings, not the string {texts!r}: write [{texts!r}]")
-    return None if texts is None else [parse(text) for text in texts]
+    if texts is None:
+        return None
+    wanted: Wanted[Entry] = {}
+    written: dict[Hashable, str] = {}
+    for text in texts:
+        entry = parse(text)
+        if wanted.setdefault(entry.identity, entry) != entry:
+            other = written[entry.identity]
+            raise ValueError(f"{setting} {other!r} and {text!r} exclude each other: leave one of the two out")
+        written[entry.identity] = text
+    return wanted
 
 
 async def configure(where: Where, index: int, settings: Settings) -> int:
@@ -205,7 +217,7 @@ class _Change:
             )
         return link.index
 
-    def _set_addresses(self, wanted: Sequence[Address]) -> None:
+    def _set_addresses(self, wanted: Wanted[Address]) -> None:
         there = self._route.addresses(self._index)
         spare = [each.address for each in there if self._is_spare(wanted, each.address, each.automatic)]
         routes = self._route.routes(self._index, 4) if any(address.version == 4 for address in spare) else []
@@ -214,37 +226,35 @@ class _Change:
             self._ask(f"remove address {address} from {self._name!r}", request, ignore=errno.EADDRNOTAVAIL)
         if spare:  # with an IPv4 address go those of its subnet that were set after it
             there = self._route.addresses(self._index)
-        for address in wanted:
-            if not any(address.is_met_by(each.address) for each in there):
-                request = requests.new_address(self._index, address)
-                self._set("address", address, request, ignore=errno.EEXIST)
-        if wanted:
+        for address in _missing(wanted, [each.address for each in there]):
+            self._set("address", address, requests.new_address(self._index, address), ignore=errno.EEXIST)
+        if routes:
             self._restore([entry.route for entry in routes if not entry.automatic])
 
     def _restore(self, routes: Sequence[Route]) -> None:
         """With the last IPv4 address the kernel removes all IPv4 routes, also if there is another address soon."""
-        there = self._route.routes(self._index, 4) if routes else []
+        there = {entry.route.identity for entry in self._route.routes(self._index, 4)}
         for route in routes:
-            if not any(route.is_met_by(entry.route) for entry in there):
+            if route.identity not in there:
                 with suppress(RouteError):  # its gateway or source may have gone with the address
                     self._route.ask(requests.new_route(self._index, route))
 
-    def _set_routes(self, wanted: Sequence[Route]) -> None:
-        versions = (4, 6) if self._settings.replace else sorted({route.version for route in wanted})
+    def _set_routes(self, wanted: Wanted[Route]) -> None:
+        versions = (4, 6) if self._settings.replace else sorted({route.version for route in wanted.values()})
         there = [entry for version in versions for entry in self._route.routes(self._index, version)]
         for entry in there:
             if self._is_spare(wanted, entry.route, entry.automatic):
                 request = requests.delete_route(self._index, entry.route)
                 self._ask(f"remove route {entry.route} from {self._name!r}", request, ignore=errno.ESRCH)
-        for route in wanted:
-            if not any(route.is_met_by(entry.route) for entry in there):
-                self._set("route", route, requests.new_route(self._index, route), ignore=errno.EEXIST)
+        for route in _missing(wanted, [entry.route for entry in there]):
+            self._set("route", route, requests.new_route(self._index, route), ignore=errno.EEXIST)
 
-    def _is_spare(self, wanted: Sequence[Entry], there: Entry, automatic: bool) -> bool:
+    def _is_spare(self, wanted: Wanted[Entry], there: Entry, automatic: bool) -> bool:
         """Whether it has to go: another one is wanted in its place, or nothing but others."""
-        if any(each.is_met_by(there) for each in wanted):
-            return False
-        return any(each.excludes(there) for each in wanted) or (self._settings.replace and not automatic)
+        instead = wanted.get(there.identity)
+        if instead is not None:
+            return not instead.is_met_by(there)
+        return self._settings.replace and not automatic
 
     def _set(self, setting: str, value: object, request: bytearray, ignore: int | None = None) -> None:
         self._ask(
@@ -291,6 +301,12 @@ class _Change:
         if isinstance(value, Route) and str(value.source) in {each.partition("/")[0] for each in link.tentative}:
             return f"{value.source} is tentative: wait with 'await ready()' before, or give the address with 'nodad'"
         return ""
+
+
+def _missing(wanted: Wanted[Entry], there: Sequence[Entry]) -> list[Entry]:
+    """Those wanted that none of those that are there is."""
+    met = {each.identity for each in there if each.identity in wanted and wanted[each.identity].is_met_by(each)}
+    return [each for identity, each in wanted.items() if identity not in met]
 
 
 class _NotHereError(Exception):

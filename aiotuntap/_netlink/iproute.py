@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeAlias
 
@@ -53,15 +53,12 @@ class Address:
         )
         return named == there
 
-    def excludes(self, there: Address) -> bool:
-        """Whether the kernel takes the two for one, so that it does not add the one while it has the other."""
-        if self.version == 6:
-            return self.local == there.local
-        return self.local == there.local and self._subnet == there._subnet
-
     @property
-    def _subnet(self) -> Network:
-        return ipaddress.ip_network(f"{self.peer or self.local}/{self.prefix_length}", strict=False)
+    def identity(self) -> Hashable:
+        """The same for two that the kernel takes for one, so that it does not add the one while it has the other."""
+        if self.version == 6:
+            return self.local
+        return self.local, ipaddress.ip_network((self.peer or self.local, self.prefix_length), strict=False)
 
     def __str__(self) -> str:
         peer = "" if self.peer is None else f" peer {self.peer}"
@@ -97,19 +94,16 @@ class Route:
     def is_met_by(self, there: Route) -> bool:
         """Whether *there* is what this asks for. What it does not name may be as it is."""
         return (
-            self.excludes(there)
+            self.identity == there.identity
             and self.source in (None, there.source)
             and self.mtu in (None, there.mtu)
             and self.scope in (None, there.effective_scope)
             and self.onlink in (False, there.onlink)
         )
 
-    def excludes(self, there: Route) -> bool:
-        """Whether they lead to the same place in the same way, so that this one is to take the other's place."""
-        return self._identity == there._identity
-
     @property
-    def _identity(self) -> tuple[object, ...]:
+    def identity(self) -> Hashable:
+        """The same for two that lead to the same place in the same way, so that one is to take the other's place."""
         return self.destination, self.gateway, self.table, self.metric or _DEFAULT_METRIC[self.version]
 
     def __str__(self) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import json
+import struct
 import subprocess
 import sys
 import textwrap
@@ -255,6 +257,36 @@ async def test_replacing_by_nothing_leaves_what_is_the_kernels() -> None:
         assert routes(interface.name) == set() and "fe80::/64" in ip("-6", "route", "show", "dev", interface.name)
 
 
+def _router_advertisement(prefix: str, source: str) -> bytes:
+    """That of a router which gives out addresses of *prefix* and leads everywhere: RFC 4861."""
+    router, everybody = (ipaddress.IPv6Address(each).packed for each in (source, "ff02::1"))
+    option = struct.pack(">BBBBIII", 3, 4, 64, 0xC0, 3600, 3600, 0) + ipaddress.IPv6Address(prefix).packed
+    message = bytearray(struct.pack(">BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0) + option)
+    pseudo = router + everybody + struct.pack(">II", len(message), 58) + message
+    total = sum(int.from_bytes(pseudo[at : at + 2]) for at in range(0, len(pseudo), 2))
+    total = (total & 0xFFFF) + (total >> 16)
+    message[2:4] = (0xFFFF - ((total & 0xFFFF) + (total >> 16))).to_bytes(2)
+    packet = struct.pack(">IHBB", 6 << 28, len(message), 58, 255) + router + everybody + message
+    return bytes.fromhex("333300000001 020000000099 86dd") + packet
+
+
+async def test_replacing_leaves_what_a_router_brought() -> None:
+    async with both_families() as interface:
+        await interface.configure(addresses=["fd00::1/64 nodad"], routes=["fd00:1::/48"])
+        await interface.ready()
+        await interface.queues[0].write_frame(_router_advertisement("fd00:2::", "fe80::99"))
+        async with asyncio.timeout(10):
+            while not any(each.startswith("fd00:2:") for each in (await interface.link()).addresses):
+                await asyncio.sleep(0.01)
+        before = ip("-6", "route", "show", "default", "dev", interface.name)
+        assert "proto ra" in before
+        await interface.configure(addresses=["fd00::2/64 nodad"], routes=["fd00:3::/48"], replace=True)
+        left = [each for each in (await interface.link()).addresses if not each.startswith("fe80:")]
+        assert len(left) == 2 and "fd00::2/64" in left and "fd00:2:" in "".join(left)
+        found = {each[0] for each in routes(interface.name)}
+        assert found == {"default", "fd00:3::/48"}
+
+
 async def test_replacing_a_primary_address_by_its_secondary() -> None:
     """With a primary IPv4 address the kernel removes those of its subnet that came after it."""
     async with both_families() as interface:
@@ -276,6 +308,19 @@ async def test_routes_stay_when_addresses_are_replaced() -> None:
         await interface.configure(addresses=["10.0.0.2/24", "fd00::2/64 nodad"], replace=True)
         left = {each[0] for each in routes(interface.name)}
         assert left == {"10.1.0.0/16", "10.2.0.0/16", "fd00:1::/48"}  # what names an address that is gone is gone
+
+
+async def test_routes_stay_when_no_address_does() -> None:
+    async with both_families() as interface:
+        await interface.configure(addresses=["10.0.0.1/24", "fd00::1/64 nodad"], routes=["10.1.0.0/16", "fd00:1::/48"])
+        await interface.configure(addresses=[], replace=True)
+        assert {each[0] for each in routes(interface.name)} == {"10.1.0.0/16", "fd00:1::/48"}
+
+
+async def test_asked_for_twice() -> None:
+    async with both_families() as interface:
+        await interface.configure(addresses=["10.0.0.1/24"] * 2, routes=["10.1.0.0/16"] * 2)
+        assert len(addresses(interface.name)) == len(routes(interface.name)) == 1
 
 
 async def test_replacing_before_it_is_up() -> None:
@@ -484,6 +529,12 @@ async def test_a_source_that_is_tentative() -> None:
         ({"addresses": "10.0.0.1/24"}, TypeError, r"must be a list of strings, .*: write \['10.0.0.1/24'\]"),
         ({"routes": b"10.0.0.0/8"}, TypeError, "must be a list of strings"),
         ({"addresses": [7]}, TypeError, "address 7 must be a string"),
+        ({"addresses": ["fd00::1/64", "fd00::1/128"]}, ValueError, "'fd00::1/64' and 'fd00::1/128' exclude each other"),
+        (
+            {"routes": ["10.0.0.0/8 mtu 1400", "10.0.0.0/8"]},
+            ValueError,
+            "'10.0.0.0/8 mtu 1400' and '10.0.0.0/8' exclude",
+        ),
         ({"name": "t%d"}, ValueError, "name must be a new name"),
         ({"name": "all"}, ValueError, "interface name 'all': the kernel keeps it"),
         ({"master": "br%d"}, ValueError, "master must be the name of an interface, not 'br%d'"),
