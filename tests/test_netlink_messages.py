@@ -374,7 +374,7 @@ def test_routes_that_make_no_sense(text: str, reason: str) -> None:
 @pytest.mark.parametrize("parse", [parse_address, parse_route])
 @pytest.mark.parametrize("wrong", [7, None, b"10.0.0.1/24", ipaddress.ip_interface("10.0.0.1/24")])
 def test_what_is_no_text(parse: Callable[[Any], object], wrong: object) -> None:
-    with pytest.raises(TypeError, match="must be a string"):
+    with pytest.raises(ValueError, match="must be a string"):
         parse(wrong)
 
 

@@ -72,10 +72,8 @@ def _check_flag(setting: str, value: bool | None) -> bool | None:
 
 
 def _check_number(setting: str, number: int | None, unit: str) -> int | None:
-    if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
-        raise TypeError(f"{setting} must be a whole number of {unit}, not {number!r}")
-    if number is not None and not 0 <= number < 1 << 31:
-        raise ValueError(f"{setting} must be from 0 to {(1 << 31) - 1} {unit}, not {number}")
+    if number is not None and (not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 31):
+        raise ValueError(f"{setting} must be a whole number of {unit} from 0 to {(1 << 31) - 1}, not {number!r}")
     return number
 
 

@@ -128,7 +128,7 @@ class _Words:
     def __init__(self, of: str, text: object) -> None:
         self._label = f"{of} {text!r}"
         if not isinstance(text, str):
-            raise TypeError(f"{self._label} must be a string")
+            raise ValueError(f"{self._label} must be a string")
         self._words = text.split()
 
     def fail(self, reason: str) -> NoReturn:
