@@ -139,7 +139,8 @@ async def configure(where: Where, index: int, settings: Settings) -> int:
         if target is not None:
             os.close(target)
     raise SetupError(
-        errno.EAGAIN, f"cannot configure {link.name!r}: it is moved to other namespaces meanwhile; try again"
+        errno.EAGAIN,
+        f"cannot configure {link.name!r}: it was moved to another namespace during each of {_TRIES} tries; try again",
     )
 
 

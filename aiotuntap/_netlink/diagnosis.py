@@ -37,8 +37,8 @@ async def explain(error: AttachError, options: Options, netns: Namespace) -> Set
         )
     elif cause.errno == errno.EPERM and not _ownership(interface):
         text = (
-            "it exists without an owner, and this kernel lets only CAP_NET_ADMIN attach to such a one: run as root, or"
-            f" have root make it for you: 'ip tuntap add mode {options.mode} name {name} user USER"
+            "it exists without an owner, and attaching to it takes CAP_NET_ADMIN on this kernel: run as root, or have"
+            f" root make it for you: 'ip tuntap add mode {options.mode} name {name} user USER"
             f"{' multi_queue' if options.multi_queue else ''}'"
         )
     elif cause.errno == errno.EPERM:

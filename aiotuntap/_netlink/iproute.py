@@ -127,9 +127,7 @@ class _Words:
 
     def __init__(self, of: str, text: object) -> None:
         self._label = f"{of} {text!r}"
-        if not isinstance(text, str):
-            raise ValueError(f"{self._label} must be a string")
-        self._words = text.split()
+        self._words = text.split() if isinstance(text, str) else self.fail("it must be a string")
 
     def fail(self, reason: str) -> NoReturn:
         raise ValueError(f"{self._label}: {reason}") from None

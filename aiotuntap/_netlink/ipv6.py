@@ -54,7 +54,9 @@ def set_ipv6(route: RouteSocket, index: int, on: bool) -> bool:
             if error.errno in (errno.ENOENT, errno.EINVAL) and _is_renamed(route, index, name):
                 continue
             raise _refused(name, on, error) from None
-    raise SetupError(errno.EAGAIN, f"interface {name!r} is renamed all the time: try again")
+    raise SetupError(
+        errno.EAGAIN, f"cannot turn {'on' if on else 'off'} IPv6 of {name!r}: it was renamed during each try; try again"
+    )
 
 
 def _is_renamed(route: RouteSocket, index: int, name: str) -> bool:

@@ -160,7 +160,9 @@ class RouteSocket:
                 raise cannot("list interfaces, addresses or routes", error) from None
             if not any(answer.flags & messages.NLM_F_DUMP_INTR for answer in answers):
                 return [answer for answer in answers if answer.type != messages.NLMSG_DONE]
-        raise SetupError(errno.EINTR, "the kernel's list of interfaces or addresses changes all the time: try again")
+        raise SetupError(
+            errno.EINTR, "the kernel's list of interfaces, addresses or routes changes all the time: try again"
+        )
 
     def ask(self, request: bytearray, ignore: int | None = None) -> list[Message]:
         """Sends a request and collects what is answered to it, NLMSG_DONE of a dump included.

@@ -529,7 +529,7 @@ async def test_a_source_that_is_tentative() -> None:
         ({"mac": "01:00:00:00:00:01"}, ValueError, "'01:00:00:00:00:01' is one: its first byte must be even"),
         ({"addresses": "10.0.0.1/24"}, TypeError, r"must be a list of strings, .*: write \['10.0.0.1/24'\]"),
         ({"routes": b"10.0.0.0/8"}, TypeError, "must be a list of strings"),
-        ({"addresses": [7]}, ValueError, "address 7 must be a string"),
+        ({"addresses": [7]}, ValueError, "address 7: it must be a string"),
         ({"addresses": ["fd00::1/64", "fd00::1/128"]}, ValueError, "'fd00::1/64' and 'fd00::1/128' exclude each other"),
         (
             {"routes": ["10.0.0.0/8 mtu 1400", "10.0.0.0/8"]},
