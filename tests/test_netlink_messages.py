@@ -229,7 +229,7 @@ def route_message(
 def test_routes() -> None:
     packed, oif = ipaddress.ip_address("10.1.0.0").packed, attribute(4, number(3))
     (entry,) = messages.decode_routes(route_message(socket.AF_INET, 16, attribute(1, packed), oif))
-    assert (entry.interface, str(entry.route), entry.automatic) == (3, "10.1.0.0/16 scope 253", False)
+    assert (entry.interface, str(entry.route), entry.automatic) == (3, "10.1.0.0/16 scope link", False)
     (entry,) = messages.decode_routes(
         route_message(
             socket.AF_INET,
@@ -245,7 +245,7 @@ def test_routes() -> None:
             flags=4,
         )
     )
-    shown = "10.1.0.0/16 via 10.0.0.2 table 51820 src 10.0.0.1 metric 7 mtu 1400 scope 253 onlink"
+    shown = "10.1.0.0/16 via 10.0.0.2 table 51820 src 10.0.0.1 metric 7 mtu 1400 scope link onlink"
     assert (str(entry.route), entry.automatic) == (shown, True)
     via = struct.pack("=H", socket.AF_INET6) + ipaddress.ip_address("fe80::1").packed
     (entry,) = messages.decode_routes(route_message(socket.AF_INET, 16, attribute(1, packed), oif, attribute(18, via)))
@@ -337,7 +337,7 @@ def test_addresses_that_make_no_sense(text: str, reason: str) -> None:
             "10.1.0.0/16 via 10.0.0.2 table 51820 src 10.0.0.1 metric 100 mtu 1400 onlink",
             "10.1.0.0/16 via 10.0.0.2 table 51820 src 10.0.0.1 metric 100 mtu 1400 onlink",
         ),
-        ("10.1.0.0/16 table main scope link", "10.1.0.0/16 scope 253"),
+        ("10.1.0.0/16 table main scope link", "10.1.0.0/16 scope link"),
     ],
 )
 def test_routes_from_text(text: str, expected: str) -> None:
@@ -353,7 +353,7 @@ def test_routes_from_text(text: str, expected: str) -> None:
         ("10.0.0.1/8", "write '10.0.0.0/8', or '10.0.0.1' for one host"),
         ("10.0.0.0/8 via", "a value is missing after 'via'"),
         ("10.0.0.0/8 via x", "via 'x' is not an IPv4 or IPv6 address"),
-        ("10.0.0.0/8 via 10.0.0.1/8", "via '10.0.0.1/8' has no prefix"),
+        ("10.0.0.0/8 via 10.0.0.1/8", "via takes an address without a prefix length, not '10.0.0.1/8'"),
         ("10.0.0.0/8 via fd00::1", "via fd00::1 is an IPv6 address, and 10.0.0.0/8 is IPv4"),
         ("10.0.0.0/8 src fd00::1", "src fd00::1 is an IPv6 address"),
         ("10.0.0.0/8 dev eth0", "leave 'dev' out"),

@@ -15,6 +15,7 @@ MAIN_TABLE = 254
 _TABLES = {"default": 253, "main": MAIN_TABLE, "local": 255}
 _LINK_SCOPE = 253
 _SCOPES = {"global": 0, "site": 200, "link": _LINK_SCOPE, "host": 254}
+_SCOPE_NAMES = {number: name for name, number in _SCOPES.items()}
 _OTHER_TYPES = ("blackhole", "unreachable", "prohibit", "throw")
 #: The kernel's metric for a route that names none.
 _DEFAULT_METRIC = {4: 0, 6: 1024}
@@ -113,7 +114,7 @@ class Route:
             "src": self.source,
             "metric": self.metric,
             "mtu": self.mtu,
-            "scope": self.scope,
+            "scope": None if self.scope is None else _SCOPE_NAMES.get(self.scope, self.scope),
         }
         named = "".join(f" {word} {value}" for word, value in parts.items() if value is not None)
         return f"{self.destination}{named}{' onlink' if self.onlink else ''}"
@@ -156,7 +157,11 @@ class _Words:
         return found
 
     def address(self, word: str, value: str, version: int | None = None) -> IPAddress:
-        address = self.interface(word, value).ip if "/" not in value else self.fail(f"{word} {value!r} has no prefix")
+        address = (
+            self.interface(word, value).ip
+            if "/" not in value
+            else self.fail(f"{word} takes an address without a prefix length, not {value!r}")
+        )
         if version not in (None, address.version):
             self.fail(f"{word} {value} is an IPv{address.version} address, and the rest is IPv{version}")
         return address
@@ -168,7 +173,9 @@ class _Words:
                 raise ValueError
             return ipaddress.ip_interface(value)
         except ValueError:
-            self.fail(f"{word} {value!r} is not an IPv4 or IPv6 address, nor one with a prefix length")
+            self.fail(
+                f"{word}{' ' if word else ''}{value!r} is not an IPv4 or IPv6 address, alone or with a prefix length"
+            )
 
     def number(self, word: str, value: str, smallest: int = 0) -> int:
         return self.one_of(word, value, {}, smallest, (1 << 32) - 1)
@@ -203,7 +210,7 @@ def parse_address(text: str) -> Address:
             value if value == "+" else words.address("broadcast", value, 4)
         )
         readers["scope"] = lambda value: words.one_of("scope", value, _SCOPES, 0, 255)
-    own = words.interface("the first word", first)
+    own = words.interface("", first)
     options: dict[str, Any] = words.options(readers, ("noprefixroute",) if version == 4 else ("nodad", "noprefixroute"))
     peer = options.pop("peer", None)
     if peer is None and "/" not in first:
