@@ -29,9 +29,12 @@ from aiotuntap import (
     PacketStream,
     QueueClosedError,
     SetupError,
+    udp,
 )
 from aiotuntap._datagrams import SOL_UDP, UDP_GRO, UDP_SEGMENT
 from aiotuntap._engine import NATIVE, PYTHON
+from aiotuntap._netns import Namespace
+from aiotuntap._udp_socket import SocketOptions, make_socket
 from aiotuntap.testing import check_packet_stream
 from aiotuntap.udp import Address, UdpStream
 
@@ -187,7 +190,7 @@ async def test_what_is_not_a_datagram() -> None:
 async def test_the_largest_datagram_and_one_more(host: str) -> None:
     largest = 65507 if host == "127.0.0.1" else 65527
     async with pair(host) as (left, right):
-        with pytest.raises(InvalidFrameError, match=f"{largest + 1} bytes: there can be {largest}") as caught:
+        with pytest.raises(InvalidFrameError, match=f"at most {largest} bytes, not {largest + 1}") as caught:
             await left.write_frames([b"a", bytes(largest + 1), bytes(largest)])
         assert caught.value.indexes == (1,)
         assert await read_all(right, 2) == [b"a", bytes(largest)]
@@ -616,11 +619,20 @@ async def test_the_wrong_half() -> None:
 @pytest.mark.parametrize(
     ("arguments", "number", "words"),
     [
-        (("203.0.113.7:5",), errno.EADDRNOTAVAIL, "cannot bind 203.0.113.7:5: .* not an address of this machine"),
-        (("", "203.0.113.7:5"), errno.ENETUNREACH, "cannot send to 203.0.113.7:5: .* no route"),
+        (("203.0.113.7:5",), errno.EADDRNOTAVAIL, r"cannot bind 203\.0\.113\.7:5: .* not an address of this machine"),
+        (("[fd00::7]:5",), errno.EADDRNOTAVAIL, r"cannot bind \[fd00::7\]:5: "),
+        (("[fe80::7]:5",), errno.EINVAL, r"cannot bind \[fe80::7\]:5: .*; a link-local address needs its interface"),
+        (("", "203.0.113.7:5"), errno.ENETUNREACH, r"cannot connect to 203\.0\.113\.7:5: .* no route"),
+        (("", "127.255.255.255:5"), errno.EACCES, "cannot connect to .*; UdpStream does not send to broadcast"),
+        (("", "[fe80::7]:5"), errno.EINVAL, r"cannot connect to \[fe80::7\]:5: .*; .* needs its interface"),
+        (
+            ("127.0.0.1:0", "203.0.113.7:5"),
+            errno.EINVAL,
+            "cannot connect to .* cannot send there from the local address",
+        ),
     ],
 )
-async def test_what_cannot_be_opened(arguments: tuple[str, ...], number: int, words: str) -> None:
+async def test_addresses_that_cannot_be_used(arguments: tuple[str, ...], number: int, words: str) -> None:
     with pytest.raises(SetupError, match=words) as caught:
         await UdpStream(*arguments).open()
     assert caught.value.errno == number
@@ -643,6 +655,8 @@ async def test_a_mark() -> None:
         assert stream._sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK, 4) == struct.pack("=I", 0xFFFFFFFE)
         with pytest.raises(ValueError, match="0xFFFFFFFF, not 4294967296"):
             await stream.set_mark(1 << 32)
+    with pytest.raises(QueueClosedError):
+        await stream.set_mark(1)
     async with UdpStream("127.0.0.1:0", mark=0x80000000):
         pass
 
@@ -693,8 +707,26 @@ async def test_before_it_is_open_and_after() -> None:
     assert [frame async for frame in stream] == []
     never = UdpStream()
     await never.aclose()
+    for call in (never.read_datagrams, lambda: never.write_datagrams([b"x"], "127.0.0.1:9"), lambda: never.set_mark(1)):
+        with pytest.raises(QueueClosedError):
+            await call()
     with pytest.raises(RuntimeError, match="closed before it was opened"):
         await never.open()
+
+
+async def test_closed_or_opened_again_while_it_opens() -> None:
+    stream = UdpStream("127.0.0.1:0")
+    opening = asyncio.ensure_future(stream.open())
+    await asyncio.sleep(0)
+    await stream.aclose()
+    with pytest.raises(QueueClosedError, match=r"closed while open\(\) was running"):
+        await opening
+
+    stream = UdpStream("127.0.0.1:0")
+    outcomes = await asyncio.gather(stream.open(), stream.open(), return_exceptions=True)
+    assert sorted(map(repr, map(type, outcomes))) == sorted(map(repr, (UdpStream, RuntimeError)))
+    assert any("called twice" in str(outcome) for outcome in outcomes)
+    await stream.aclose()
 
 
 async def test_who_waits_is_told_that_it_was_closed() -> None:
@@ -727,22 +759,21 @@ async def test_a_descriptor_closed_by_something_else_ends_it() -> None:
         left._flowing = False
         left._sock.close()
         for call in (left.write_frame(b"x"), left.write_frame(b"x")):
-            with pytest.raises(DeviceGoneError, match="closed by something else"):
+            with pytest.raises(DeviceGoneError, match="other code has closed the descriptor"):
                 await call
 
 
 async def test_cancelled_while_it_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     fds = set(os.listdir("/proc/self/fd"))
     go, made = threading.Event(), threading.Event()
-    original = UdpStream._make_socket
 
-    def slowly(self: UdpStream) -> socket.socket:
-        sock = original(self)
+    def slowly(options: SocketOptions, netns: Namespace) -> socket.socket:
+        sock = make_socket(options, netns)
         made.set()
         go.wait(5)
         return sock
 
-    monkeypatch.setattr(UdpStream, "_make_socket", slowly)
+    monkeypatch.setattr(udp, "make_socket", slowly)
     opening = asyncio.ensure_future(UdpStream("127.0.0.1:0").open())
     while not made.is_set():
         await asyncio.sleep(0.01)
@@ -840,6 +871,50 @@ async def test_a_small_send_buffer_makes_a_writer_wait() -> None:
                 await asyncio.sleep(0.001)
             await writer
             assert stream.stats.frames_written == 30
+
+
+async def test_a_writer_without_kernel_memory_pauses_between_its_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel answers ENOBUFS to a datagram in more fragments than the send buffer holds: the socket is writable."""
+    tries = 0
+    original = UdpStream._write_closely
+
+    def count(self: UdpStream, number: int, frame: Any, to: bytes | None = None) -> int:
+        nonlocal tries
+        tries += 1
+        return original(self, number, frame, to)
+
+    monkeypatch.setattr(UdpStream, "_write_closely", count)
+    ip("link", "set", "lo", "mtu", "1500")
+    try:
+        async with UdpStream("127.0.0.1:0") as peer, UdpStream("", peer.local) as stream:
+            stream._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+            large = [bytes([number]) * 60000 for number in range(2)]
+            with pytest.raises(BlockingIOError):
+                stream.write_frame_nowait(large[0])
+            assert stream.write_frames_nowait(large) == 0
+            writers = [
+                asyncio.ensure_future(stream.write_frame(large[0])),
+                asyncio.ensure_future(stream.write_frames([large[1]])),
+            ]
+            tries, began = 0, monotonic()
+            await asyncio.sleep(0.2)
+            assert 0 < tries <= len(writers) * (1 + (monotonic() - began) / 0.005)
+            assert not any(writer.done() for writer in writers)
+            stream._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            await asyncio.wait_for(asyncio.gather(*writers), 10)
+            got: list[bytes] = []
+            while len(got) < 2:
+                got += [data for data, _ in await asyncio.wait_for(peer.read_datagrams(), 10)]
+            assert sorted(got) == large
+
+            stream._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+            writer = asyncio.ensure_future(stream.write_frame(large[0]))
+            await settle()
+            await stream.aclose()
+            with pytest.raises(QueueClosedError):
+                await asyncio.wait_for(writer, 10)
+    finally:
+        ip("link", "set", "lo", "mtu", "65536")
 
 
 async def test_a_flood_leaves_time_for_others() -> None:
