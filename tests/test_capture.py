@@ -249,7 +249,7 @@ async def test_a_full_disk_is_reported_once_and_disturbs_nobody(caplog: pytest.L
         assert capture.error is not None and capture.error.errno == errno.ENOSPC
     await exchange(stream, far)
     (message,) = warnings_in(caplog)
-    assert message == "the capture to '/dev/full' has ended: No space left on device; frames pass as before"
+    assert message == "the capture to '/dev/full' ended with an error: No space left on device; the traffic continues"
     assert caplog.records[0].levelno == logging.WARNING
 
 
@@ -347,17 +347,17 @@ async def test_wrong_arguments(path: Path) -> None:
             Capture(path, **wrong)
     near, _ = memory_pair()
     capture = Capture(path)
-    with pytest.raises(RuntimeError, match="not open"):
+    with pytest.raises(RuntimeError, match="not opened"):
         capture.wrap(near, name="memory", mode="tap")
     async with capture:
-        with pytest.raises(ValueError, match="both are needed for a MemoryStream"):
+        with pytest.raises(ValueError, match="needs name= and mode= for a MemoryStream"):
             capture.wrap(near)
         with pytest.raises(ValueError, match="11"):
             capture.wrap(near, name="memory", mode="tap", header_size=11)
         with pytest.raises(RuntimeError, match="opened or closed before"):
             await capture.open()
     await capture.aclose()
-    with pytest.raises(RuntimeError, match="not open"):
+    with pytest.raises(RuntimeError, match="closed: make a new one"):
         capture.wrap(near, name="memory", mode="tap")
 
 

@@ -330,5 +330,5 @@ def test_faults_that_cannot_be(options: dict[str, float], says: str) -> None:
 
 async def test_no_frame_that_is_read_is_refused() -> None:
     one, _ = memory_pair()
-    with pytest.raises(ValueError, match="error must be 0"):
+    with pytest.raises(ValueError, match="reading.error must be 0, not 0.1"):
         FaultyStream(one, seed=1, reading=Faults(error=0.1))

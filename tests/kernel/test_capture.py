@@ -167,7 +167,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_a_disk_that_fills_up(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The file holds whole packets up to that moment, and frames pass as before."""
+    """The file has whole packets up to that moment, and the traffic continues."""
     path = small_disk / "a.pcapng"
     async with tap_with_peer() as (interface, peer), Capture(path) as capture:
         queue = capture.wrap(interface.queues[0])
