@@ -25,7 +25,11 @@ class TurnsRoundWithASmallLimit(Through):
         return frames[::-1] if limit == 5 else frames
 
 
-@fault("read_frames: an additional frame of 60 bytes came after the last", "reads_are_in_order", "frames_of_every_size_pass")
+@fault(
+    "read_frames: an additional frame of 60 bytes came after the last",
+    "reads_are_in_order",
+    "frames_of_every_size_pass",
+)
 class AddsAFrameToLongBatches(Through):
     async def read_frames(self, limit: int = 128) -> list[bytes]:
         frames = await super().read_frames(limit)
@@ -219,7 +223,7 @@ for _wrong, _as_batch in ((7, False), (None, False), (["text"], False), (7, True
     )
 
 
-@fault("after what is not a frame: a frame of 60 bytes was changed", "what_is_not_a_frame_is_refused")
+@fault("after objects that are not frames: a frame of 60 bytes was changed", "what_is_not_a_frame_is_refused")
 class WritesTextAndRefusesIt(Through):
     async def write_frame(self, frame: Any) -> None:
         if isinstance(frame, str):

@@ -205,7 +205,7 @@ class SwapsTwoFrames(Through):
         await super().write_frames(frames)
 
 
-@fault("read_frames: frame .* of 300: an earlier one was repeated", "reads_are_in_order")
+@fault("read_frames: frame .* of 300: an earlier frame came again", "reads_are_in_order")
 class RepeatsAFrame(Through):
     count = 0
 
@@ -407,13 +407,13 @@ class CountsTooMany(Through):
 # -- several readers, and cancelled ones -------------------------------------------------------------------------------
 
 
-@fault("read_frame_nowait took a frame that a read_frame was waiting for already", "nowait_does_not_overtake")
+@fault("read_frame_nowait took a frame for which read_frame was waiting already", "nowait_does_not_overtake")
 class OvertakesWithoutWaiting(Through):
     def read_frame_nowait(self) -> bytes:
         return self.inner._buffer.popleft() if self.inner._buffer else super().read_frame_nowait()
 
 
-@fault("read_frames_nowait took a frame that a read_frame was waiting for already", "nowait_does_not_overtake")
+@fault("read_frames_nowait took a frame for which read_frame was waiting already", "nowait_does_not_overtake")
 class BatchOvertakesWithoutWaiting(Through):
     def read_frames_nowait(self, limit: int = 128) -> list[bytes]:
         return [self.inner._buffer.popleft()] if self.inner._buffer else super().read_frames_nowait(limit)

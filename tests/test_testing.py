@@ -117,7 +117,7 @@ async def test_an_exception_of_the_stream_says_where_it_came_from() -> None:
 
     with pytest.raises(RuntimeError, match="nothing to write") as caught:
         await check_packet_stream(lambda: around(Fails))
-    assert caught.value.__notes__ == ["while writes_are_in_order was checked"]
+    assert caught.value.__notes__ == ["in the check writes_are_in_order"]
 
 
 @asynccontextmanager

@@ -95,7 +95,7 @@ async def test_closing_comes_after_what_is_under_way() -> None:
     ("options", "says"),
     [
         ({"capacity": 0}, "at least 1 frame, not 0"),
-        ({"bandwidth": 0}, "over 0 bits a second"),
+        ({"bandwidth": 0}, "over 0 bits per second"),
         ({"latency": -1}, "0 or more seconds, not -1"),
         ({"loss": 1.5}, "from 0 to 1, not 1.5"),
     ],

@@ -411,7 +411,7 @@ def test_ends_when_no_port_is_left(start: Start, spaces: list[str]) -> None:
     assert (status, out.count("port ")) == (1, 3)
     assert sorted(err.splitlines()) == [
         *sorted(f"port {port} is gone" for port in ports(spaces)),
-        "python -m examples.switch: no port is left",
+        "python -m examples.switch: all ports are gone",
     ]
 
 
@@ -601,7 +601,10 @@ async def test_only_descriptors_of_ports_are_taken_and_stay_the_callers(tmp_path
         tap(vnet_header=True, multi_queue=False) as good,
     ):
         with open("/dev/null", "rb") as file:
-            for fd, complaint in ((file.fileno(), "not a descriptor"), (plain.queues[0].fileno(), "vnet_header=True")):
+            for fd, complaint in (
+                (file.fileno(), "must be that of a TAP"),
+                (plain.queues[0].fileno(), "vnet_header=True"),
+            ):
                 with pytest.raises(ValueError, match=complaint):
                     await switch.adopt(fd, "port")
         before = os.listdir("/proc/self/fd")

@@ -146,7 +146,7 @@ async def test_a_port_that_refuses_does_not_stop_the_others(error: Exception) ->
 async def test_a_name_is_there_once_and_what_is_not_there_cannot_be_removed() -> None:
     async with lab("left") as (switch, _):
         near, far = memory_pair()
-        with pytest.raises(ValueError, match="'left' is there already"):
+        with pytest.raises(ValueError, match="'left' already exists"):
             await switch.plug(Port("left", CountedStream(near), near.aclose))
         assert near.closed
         with pytest.raises(ValueError, match="no port 'right'"):
@@ -170,7 +170,7 @@ async def test_a_loop_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
             await far["right"].write_frame(await far["middle"].read_frame())  # a cable between the two
         await asyncio.sleep(0.01)
         assert capsys.readouterr().err == (
-            "port right is blocked for 30 s: what was sent to other ports comes back there, so there is a loop\n"
+            "port right is blocked for 30 s, because there is a loop: frames that were sent to other ports come back there\n"
         )
         assert switch.core.guard.returned >= 3
 
@@ -328,13 +328,13 @@ def test_a_socket_that_nobody_listens_at_is_replaced(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     with bind_unix(path) as first:
         first.listen()
-        with pytest.raises(OSError, match="cannot make the socket") as caught:
+        with pytest.raises(OSError, match="cannot create the socket") as caught:
             bind_unix(path)
         assert caught.value.errno == errno.EADDRINUSE
     with bind_unix(path) as second:
         assert second.getsockname() == path
     (tmp_path / "file").write_text("not a socket")
-    with pytest.raises(OSError, match="cannot make the socket"):
+    with pytest.raises(OSError, match="cannot create the socket"):
         bind_unix(str(tmp_path / "file"))
     assert os.path.exists(tmp_path / "file")
 
