@@ -391,7 +391,7 @@ def test_anything_else_is_handed_back(frame: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [-1, 0, 9, 11, 16, 25, 2**40])
-def test_sizes_of_no_header_are_handed_back(size: int) -> None:
+def test_invalid_header_sizes_are_handed_back(size: int) -> None:
     assert _native.segment(SUPER, False, size) is None
     assert _native.coalesce([FRAME], False, 0, size) is None
 

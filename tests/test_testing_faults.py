@@ -74,7 +74,7 @@ async def test_loss_is_counted_and_the_same_for_one_seed() -> None:
     assert kept[0] == kept[1] != kept[2]
 
 
-async def test_closing_comes_after_what_is_under_way() -> None:
+async def test_frames_on_the_way_arrive_before_the_end() -> None:
     one, other = memory_pair(latency=0.005)
     await one.write_frames(FRAMES[:3])
     await one.aclose()
@@ -100,7 +100,7 @@ async def test_closing_comes_after_what_is_under_way() -> None:
         ({"loss": 1.5}, "from 0 to 1, not 1.5"),
     ],
 )
-async def test_a_link_that_cannot_be(options: dict[str, Any], says: str) -> None:
+async def test_invalid_links(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         memory_pair(**options)
 
@@ -323,12 +323,12 @@ async def test_no_frame_is_lost_by_a_cancelled_read_whatever_the_faults() -> Non
         ({"drop": 0.6, "delay": 0.6}, "at most 1, not 1.2"),
     ],
 )
-def test_faults_that_cannot_be(options: dict[str, float], says: str) -> None:
+def test_invalid_faults(options: dict[str, float], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Faults(**options)
 
 
-async def test_no_frame_that_is_read_is_refused() -> None:
+async def test_reading_has_no_refused_frames() -> None:
     one, _ = memory_pair()
     with pytest.raises(ValueError, match="reading.error must be 0, not 0.1"):
         FaultyStream(one, seed=1, reading=Faults(error=0.1))

@@ -128,7 +128,7 @@ def test_work_that_is_over_keeps_nothing_alive() -> None:
     assert job.result() == 7
 
 
-async def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: object) -> None:
         raise RuntimeError("can't start new thread")
 

@@ -244,7 +244,7 @@ async def test_owner_and_group_by_name_or_number() -> None:
 
 
 @pytest.mark.parametrize("wrong", [1 << 40, -5, 0xFFFFFFFF, True, 1.0, None])
-async def test_an_owner_or_group_that_cannot_be(wrong: Any) -> None:
+async def test_an_invalid_owner_or_group(wrong: Any) -> None:
     async with AsyncTuntap(unique(), mode="tap") as interface:
         for change in (interface.set_owner, interface.set_group):
             with pytest.raises((TypeError, ValueError), match="must be a number"):

@@ -272,7 +272,7 @@ def reaches(sender: Station, sent: bytes, *others: Station) -> list[bool]:
 # -- traffic of real stations ------------------------------------------------------------------------------------------
 
 
-def test_everyone_finds_and_pings_everyone(start: Start, spaces: list[str]) -> None:
+def test_all_stations_ping_each_other(start: Start, spaces: list[str]) -> None:
     settings = {"all/disable_ipv6": 0, "default/disable_ipv6": 0, "default/accept_dad": 0}  # no search for duplicates
     for netns in spaces:
         command = "; ".join(f"echo {value} > /proc/sys/net/ipv6/conf/{name}" for name, value in settings.items())
@@ -526,7 +526,7 @@ def test_ports_come_and_go_while_it_runs(start: Start, spaces: list[str], tmp_pa
     assert example.wait()[::2] == (0, "")
 
 
-def test_in_words(start: Start, spaces: list[str]) -> None:
+def test_ctl_as_text(start: Start, spaces: list[str]) -> None:
     one, two, _ = ports(spaces)
     example = start(one, two, "--static", f"02:00:00:00:00:01/7={two}")
     give_addresses(spaces[:2])
@@ -650,7 +650,7 @@ def test_a_loop_is_blocked_and_the_others_go_on(start: Start, spaces: list[str])
     ping(spaces[1], "10.30.0.1")
 
 
-def test_a_storm_of_broadcasts_is_limited(start: Start, spaces: list[str]) -> None:
+def test_a_broadcast_storm_is_limited(start: Start, spaces: list[str]) -> None:
     example = start(*ports(spaces), "--flood-limit", "50")
     give_addresses(spaces[:2])
     ping(spaces[0], "10.30.0.2")

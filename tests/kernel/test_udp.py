@@ -156,7 +156,7 @@ async def test_any_sender_may_send_several_in_one_message() -> None:
             assert await read_all(stream, 3) == [b"ab" * 100, b"cd" * 100, b"e"]
 
 
-async def test_neither_where_it_was_not_asked_for() -> None:
+async def test_without_gso_and_gro_every_datagram_is_one_message() -> None:
     async with pair(gso=False, gro=False) as (left, right):
         sent = [bytes([number]) * 900 for number in range(100)]
         await left.write_frames(sent)
@@ -241,7 +241,7 @@ def refuse_runs(stream: UdpStream, number: int, larger_than: int = 0) -> list[in
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL, errno.EMSGSIZE])
-async def test_what_cannot_leave_together_leaves_one_by_one(number: int) -> None:
+async def test_datagrams_that_cannot_be_sent_together_are_sent_one_by_one(number: int) -> None:
     async with pair() as (left, right):
         tried = refuse_runs(left, number)
         sent = [bytes([value]) * 500 for value in range(20)]
@@ -308,7 +308,7 @@ def two_namespaces(mtu: int = 1500) -> Iterator[tuple[str, str]]:
         yield one, other
 
 
-async def test_datagrams_that_are_larger_than_the_way_arrive_all_the_same() -> None:
+async def test_datagrams_over_the_mtu_arrive() -> None:
     with two_namespaces() as (one, other):
         async with (
             UdpStream("10.77.0.1:7000", "10.77.0.2:7000", netns=one) as left,
@@ -323,7 +323,7 @@ async def test_datagrams_that_are_larger_than_the_way_arrive_all_the_same() -> N
             assert left.stats.super_frames_refused == 1
 
 
-async def test_a_narrow_way_to_one_address_does_not_keep_those_to_others_apart() -> None:
+async def test_a_small_mtu_to_one_address_does_not_affect_other_addresses() -> None:
     with two_namespaces() as (one, other):
         ip("-n", one, "route", "add", "10.77.0.22/32", "dev", "u0", "mtu", "1200")
         async with UdpStream("10.77.0.1:0", netns=one) as stream, UdpStream(":7005", netns=other) as peer:
@@ -342,7 +342,7 @@ async def test_a_narrow_way_to_one_address_does_not_keep_those_to_others_apart()
 
 
 @pytest.mark.parametrize("host", ["10.77.0.11", "fd77::11"])
-async def test_a_reply_leaves_from_where_the_datagram_came_to(host: str) -> None:
+async def test_a_reply_is_sent_from_the_address_that_was_written_to(host: str) -> None:
     with two_namespaces() as (one, other):
         async with UdpStream(":7001", netns=one) as server, UdpStream("", (host, 7001), netns=other) as client:
             await client.write_frames([b"question", b"question", b"?"])
@@ -360,7 +360,7 @@ async def test_a_reply_leaves_from_where_the_datagram_came_to(host: str) -> None
 
 
 @pytest.mark.parametrize("host", ["10.77.0.11", "fd77::11"])
-async def test_a_reply_that_must_not_leave_from_there_leaves_from_nowhere_else(host: str) -> None:
+async def test_a_reply_is_not_sent_from_another_local_address(host: str) -> None:
     with two_namespaces() as (one, other):
         async with UdpStream(":7001", netns=one) as server, UdpStream(netns=other) as client:
             await client.write_datagrams([b"question"], (host, 7001))
@@ -372,7 +372,7 @@ async def test_a_reply_that_must_not_leave_from_there_leaves_from_nowhere_else(h
             assert (server.stats.frames_written, server.stats.icmp_errors) == (0, 0)
 
 
-async def test_an_address_of_a_family_that_the_socket_has_not() -> None:
+async def test_an_address_of_a_family_that_the_socket_does_not_have() -> None:
     for local, remote in (("127.0.0.1:0", "[::1]:9"), ("127.0.0.1:0", "[fe80::1%1]:9")):
         async with UdpStream(local) as stream:
             for datagrams in ([b"x"], [b"x", b"x"], [[b"in ", b"pieces"]]):
@@ -451,7 +451,7 @@ async def test_icmp_errors_are_counted_and_lose_nothing() -> None:
             assert await stream.read_frame() == b"yes"
 
 
-async def test_an_icmp_error_that_meets_what_is_sent_by_itself() -> None:
+async def test_an_icmp_error_interrupts_a_single_datagram() -> None:
     here, there = free_ports("127.0.0.1")
     async with UdpStream(f"127.0.0.1:{here}", f"127.0.0.1:{there}") as stream:
         for _ in range(5):
@@ -558,7 +558,7 @@ async def test_an_icmp_error_that_a_writer_meets_before_the_loop_tells_of_it() -
         os.close(other)
 
 
-async def test_no_route_is_told_and_ends_nothing() -> None:
+async def test_no_route_is_reported_and_does_not_end_the_stream() -> None:
     with two_namespaces() as (one, other):
         async with (
             UdpStream("", "10.77.0.2:7004", netns=one) as stream,
@@ -600,7 +600,7 @@ async def test_datagrams_that_there_was_no_memory_for_are_counted() -> None:
         assert [data for data, _ in await stream.read_datagrams()] == [b"kept"]
 
 
-async def test_the_wrong_half() -> None:
+async def test_methods_for_the_other_kind_of_stream() -> None:
     async with UdpStream("127.0.0.1:0") as stream, pair() as (left, _):
         for call in (stream.read_frame, stream.read_frames, lambda: stream.write_frames([b"x"])):
             with pytest.raises(RuntimeError, match="no remote: use read_datagrams"):
@@ -724,7 +724,7 @@ async def test_closed_or_opened_again_while_it_opens() -> None:
     await stream.aclose()
 
 
-async def test_who_waits_is_told_that_it_was_closed() -> None:
+async def test_closing_wakes_waiting_readers() -> None:
     async with pair() as (left, right):
         readers = [asyncio.ensure_future(left.read_frame()) for _ in range(3)]
         await asyncio.sleep(0)
@@ -815,7 +815,7 @@ async def test_it_is_not_copied() -> None:
             copy(stream)
 
 
-async def test_another_thread_is_told() -> None:
+async def test_use_from_another_thread_raises() -> None:
     async with pair() as (left, _):
         errors: list[BaseException] = []
 

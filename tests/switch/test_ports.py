@@ -143,7 +143,7 @@ async def test_a_port_that_refuses_does_not_stop_the_others(error: Exception) ->
         assert str(switch.ports["middle"]) == "port middle: 0 in, 0 out, 3 dropped"
 
 
-async def test_a_name_is_there_once_and_what_is_not_there_cannot_be_removed() -> None:
+async def test_names_are_unique_and_unknown_ports_cannot_be_removed() -> None:
     async with lab("left") as (switch, _):
         near, far = memory_pair()
         with pytest.raises(ValueError, match="'left' already exists"):
@@ -163,7 +163,7 @@ async def test_it_does_not_remember_for_ever_who_is_gone() -> None:
         assert 250 < len(reported) < 260
 
 
-async def test_a_loop_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_loop_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     async with lab("left", "middle", "right", hold=30) as (switch, far):
         for number in range(10):
             await far["left"].write_frame(frame(BROADCAST, A, bytes([number])))
@@ -175,7 +175,7 @@ async def test_a_loop_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
         assert switch.core.guard.returned >= 3
 
 
-async def test_a_static_station_stays_where_it_is_told() -> None:
+async def test_a_static_station_stays_at_its_port() -> None:
     async with lab("left", "middle") as (switch, far):
         switch.pin(station(B), "right")
         await far["left"].write_frame(frame(B, A, b"1"))

@@ -184,7 +184,7 @@ def test_a_changed_response_does_not_authenticate_and_the_right_one_still_does(w
 
 
 @given(st.binary(min_size=116, max_size=116))
-def test_noise_is_no_initiation(message: bytes) -> None:
+def test_random_bytes_are_not_an_initiation(message: bytes) -> None:
     with pytest.raises(HandshakeError):
         Responder(BOB, message)
 
@@ -194,7 +194,7 @@ def test_an_initiation_for_somebody_else_does_not_authenticate() -> None:
         Responder(ALICE, begin().message)
 
 
-def test_who_borrows_a_public_key_does_not_get_past_the_timestamp() -> None:
+def test_a_sender_with_the_public_key_of_another_fails_at_the_timestamp() -> None:
     """Anybody can encrypt Alice's public key for Bob; only Alice and Bob share their static secret."""
     mallory = Identity(b"m" * 32)
     borrowed = Identity(b"m" * 32)
