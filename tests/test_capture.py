@@ -1,4 +1,4 @@
-"""Recording a stream: what is in the file, and that the stream is none the worse for it, whatever the file does."""
+"""Recording a stream: the content of the file, and that the stream is not affected, even if writing fails."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Iterator[tuple[Path, int]]:
-    """A named pipe that somebody reads."""
+    """A named pipe with a reader."""
     name = tmp_path / "pipe"
     os.mkfifo(name)
     reader = os.open(name, os.O_RDONLY | os.O_NONBLOCK)

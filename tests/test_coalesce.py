@@ -86,7 +86,7 @@ def build(*rows: list[Packet]) -> list[bytes]:
 
 
 def judged(frames: list[bytes], mode: Mode, offload: Offload = Offload.ALL, header_size: int = 10) -> list[bytes]:
-    """What comes out, as it must be."""
+    """The expected result."""
     merged = merge(frames, mode, offload, header_size)
     check_merged(merged, frames, mode, offload, header_size)
     result = coalesce(frames, mode, offload=offload, header_size=header_size)
@@ -288,7 +288,7 @@ def test_numbers_that_wrap_end_a_run() -> None:
 
 @pytest.mark.parametrize("before", BEFORE)
 def test_numbers_that_wrap_do_not_change_other_fields(before: int) -> None:
-    """What comes before the sequence number is a port, and before the identification, a length."""
+    """The fields before the sequence number and the identification are a port and a length: they must not change."""
     ports = row(Packet(sequence=2**32 - 9 * before), [9] * (before + 8))
     for at in range(before, before + 8):
         ports[at] = replace(ports[at], destination_port=5202)

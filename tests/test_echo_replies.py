@@ -54,7 +54,7 @@ def ipv6(payload: Any, destination: str = "fd77::9", source: str = "fd77::1", ho
 
 
 def slow_checksum(data: bytes) -> int:
-    """RFC 1071 to the letter: 16-bit words, the carry added back, the complement."""
+    """The checksum as RFC 1071 describes it: 16-bit words, the carry added back, the complement."""
     total = 0
     for index in range(0, len(data), 2):
         total += int.from_bytes(data[index : index + 2].ljust(2, b"\0"))

@@ -1,4 +1,4 @@
-"""Links that are slow and lossy, and faults by a seed: in memory, so that every frame can be accounted for."""
+"""Slow and lossy links, and faults by a seed: in memory, so that the fate of every frame is known."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def faulty(**options: Any) -> AsyncIterator[tuple[FaultyStream, MemoryStre
 
 
 async def arrived(far: MemoryStream) -> list[bytes]:
-    """What has arrived, when nothing is held back any more."""
+    """The frames that have arrived, after no frame is held back any more."""
     await asyncio.sleep(2 * FaultyStream.PAUSE)
     try:
         return far.read_frames_nowait(4000)
@@ -141,7 +141,7 @@ async def test_with_delays_it_conforms() -> None:
 
 
 async def through(way: str, faults: Faults, seed: int = 1) -> tuple[list[bytes], dict[str, int]]:
-    """What comes through of `FRAMES`, and how many had each fault."""
+    """The frames of `FRAMES` that arrive, and how many had each fault."""
     if way == "written":
         async with faulty(writing=faults, seed=seed) as (stream, far):
             await stream.write_frames(FRAMES)

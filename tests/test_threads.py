@@ -16,7 +16,7 @@ from aiotuntap._threads import _Job, run_in_thread
 
 
 class Work:
-    """Something slow whose result has to be undone when nobody takes it."""
+    """Slow work, whose result has to be undone if it is not used."""
 
     def __init__(self, seconds: float = 0.1) -> None:
         self.seconds = seconds

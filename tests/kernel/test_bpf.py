@@ -31,7 +31,7 @@ def frame(number: int, field: int = 0, size: int = 60) -> bytes:
 
 
 def take(interface: AsyncTuntap) -> list[list[bytes]]:
-    """What waits on each queue. The kernel queues a frame before the call that sends it returns."""
+    """The frames waiting on each queue. The kernel queues a frame before the sending call returns."""
     taken: list[list[bytes]] = []
     for queue in interface.queues:
         taken.append([])

@@ -56,7 +56,7 @@ def numbered(number: int) -> bytes:
 
 
 class Recorder(TuntapProtocol):
-    """Notes what it is told, and then does what the test has in mind."""
+    """Records the calls, and then does what the test asks for."""
 
     def __init__(self, **actions: Callable[[Recorder], object]) -> None:
         self.events: list[Event] = []
@@ -133,7 +133,7 @@ async def received(peer: PacketPeer, count: int) -> list[bytes]:
 
 
 def reported() -> list[dict[str, Any]]:
-    """What the loop's exception handler is called with from now on."""
+    """The contexts with which the loop's exception handler is called from now on."""
     contexts: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: contexts.append(context))
     return contexts
@@ -158,7 +158,7 @@ def on_uvloop() -> bool:
 
 
 class Side:
-    """What a scenario sees of an endpoint of either kind."""
+    """The interface of both kinds of endpoint, for the scenarios."""
 
     def __init__(self, transport: Any, protocol: Recorder, send: Callable[[bytes], object]) -> None:
         self.transport = transport

@@ -271,7 +271,7 @@ def test_attaching_without_privilege_follows_owner_and_group(owner: list[str], e
 
 
 async def test_an_interface_without_an_owner_that_only_root_may_open() -> None:
-    """In the words for a kernel that has it so, whatever this one does."""
+    """Checks the message for a kernel that behaves so, even if this one does not."""
     name = unique()
     ip("tuntap", "add", "mode", "tap", "name", name, "multi_queue")
     try:

@@ -31,7 +31,7 @@ _ = _configure, _diagnosis, _link, uvloop
 
 @pytest.fixture
 def open_node() -> Iterator[str]:
-    """A node that everybody may open, whatever the mode of the machine's own."""
+    """A node that every user may open, independent of the machine's own node."""
     folder = Path(tempfile.mkdtemp(prefix="aiotuntap-"))
     folder.chmod(0o755)
     node = folder / "tun"

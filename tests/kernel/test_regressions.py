@@ -54,7 +54,7 @@ LOOPS: list[Callable[[], Any]] = [asyncio.new_event_loop, uvloop.new_event_loop]
 
 
 async def test_deleted_while_the_first_in_line_is_being_cancelled() -> None:
-    """uvloop reports the error of a deleted interface once: whoever comes then must notice."""
+    """uvloop reports the error of a deleted interface once: later readers must notice it too."""
     async with tap() as interface:
         (queue,) = interface.queues
         first, second = (asyncio.ensure_future(queue.read_frame()) for _ in range(2))

@@ -63,7 +63,7 @@ class Example:
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
     def ask(self, *arguments: str) -> Any:
-        """What the other command says, for scripts."""
+        """The JSON output of the ``ctl`` command."""
         run = self.ctl("--json", *arguments)
         assert (run.returncode, run.stderr) == (0, "")
         return json.loads(run.stdout)

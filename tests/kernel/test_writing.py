@@ -138,7 +138,7 @@ async def test_closed_queues_say_so() -> None:
 
 
 def unicast(number: int) -> bytes:
-    """A broadcast frame would be cloned for each port of a bridge, and clones are charged to nobody."""
+    """Broadcast frames are cloned for each port of a bridge, and clones do not count in any send buffer."""
     return b"\x02\0\0\0\0\x99" + example_frame(number, 1014)[6:]
 
 

@@ -110,7 +110,7 @@ async def test_ports_come_and_go_while_frames_pass() -> None:
         assert not switch.ended.done()
 
 
-async def test_a_port_that_goes_away_is_told_and_the_last_one_ends_it(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_deleted_port_is_reported_and_the_last_one_ends_the_switch(capsys: pytest.CaptureFixture[str]) -> None:
     async with lab("left", "right") as (switch, far):
         await far["left"].write_frame(frame(BROADCAST, A, b"the last"))
         await far["left"].aclose()
@@ -153,7 +153,7 @@ async def test_names_are_unique_and_unknown_ports_cannot_be_removed() -> None:
             await switch.remove("right")
 
 
-async def test_it_does_not_remember_for_ever_who_is_gone() -> None:
+async def test_removed_ports_are_forgotten() -> None:
     async with lab("left") as (switch, _):
         for number in range(300):
             await plug(switch, f"{number}")
@@ -281,7 +281,7 @@ async def test_a_stream_from_a_machine_is_merged(tmp_path: Path) -> None:
             assert plain([await far["left"].read_frame()]) == [piece.build() for piece in packet.pieces(1000)]
 
 
-async def test_a_machine_that_speaks_something_else_is_disconnected(tmp_path: Path) -> None:
+async def test_a_machine_that_sends_invalid_data_is_disconnected(tmp_path: Path) -> None:
     path = tmp_path / "machines"
     async with lab("left") as (switch, _):
         await switch.add(f"unix:{path}")
@@ -339,7 +339,7 @@ def test_a_socket_that_nobody_listens_at_is_replaced(tmp_path: Path) -> None:
     assert os.path.exists(tmp_path / "file")
 
 
-async def test_a_super_frame_that_a_kernel_does_not_know_arrives_as_the_frames_that_it_was() -> None:
+async def test_unsupported_super_frames_arrive_as_plain_frames() -> None:
     """Such as those of UDP, before Linux 6.2."""
     near, far = memory_pair()
 

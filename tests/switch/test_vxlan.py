@@ -1,4 +1,4 @@
-"""VXLAN: headers, and frames that have to fit the way."""
+"""VXLAN: headers, and frames that must fit into the path MTU."""
 
 from __future__ import annotations
 

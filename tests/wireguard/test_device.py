@@ -36,7 +36,7 @@ def connect(seed: int = 0) -> tuple[World, Node, Node]:
 
 
 def state(device: Device) -> Any:
-    """All that a stranger must not change. What is dropped is counted, and handshakes of strangers are load."""
+    """The state that strangers must not change. Drops are counted, and their handshakes count as load."""
 
     def of_session(session: Session | None) -> Any:
         if session is None:
@@ -260,7 +260,7 @@ def test_data_within_the_window_is_taken_once() -> None:
 
 
 def flood(world: World, target: Node, count: int, source: Where = ELSEWHERE) -> None:
-    """Handshakes by somebody who knows the public key of *target* and nothing else."""
+    """Handshakes by a sender who only knows the public key of *target*."""
     macs = Sender(target.public_key)
     for _ in range(count):
         target.get([(macs.seal(b"\x01\0\0\0" + world.random.randbytes(112), world.now), source)])

@@ -1,4 +1,4 @@
-"""The handshake against published vectors, and against whatever else may arrive."""
+"""The handshake with published test vectors, and with invalid messages."""
 
 from __future__ import annotations
 

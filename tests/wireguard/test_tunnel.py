@@ -23,7 +23,7 @@ PACKETS = [ipv4("10.0.0.1", f"10.0.{number}.1") for number in range(3)]
 
 
 class Interface:
-    """One that goes up and down as it is told."""
+    """An interface that goes up and down on request."""
 
     def __init__(self) -> None:
         self.queues = [self]
@@ -44,7 +44,7 @@ class Interface:
 
 
 class Socket:
-    """One that sends as slowly as it is told, or fails."""
+    """A socket that sends as slowly as requested, or fails."""
 
     local = Address("192.0.2.1:51820")
 
