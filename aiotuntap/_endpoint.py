@@ -39,8 +39,8 @@ class TuntapProtocol(asyncio.BaseProtocol):
         """Called once, after all other methods. The interface is closed, and its name is free again.
 
         Args:
-            exc: None after `close` and `abort`; DeviceGoneError if the interface or its namespace was deleted;
-                QueueClosedError if the queue was closed, but not by the transport.
+            exc: None after `TuntapTransport.close` and `TuntapTransport.abort`; DeviceGoneError if the interface or its
+                namespace was deleted; QueueClosedError if the queue was closed, but not by the transport.
         """
 
     def frame_received(self, frame: bytes) -> None:
@@ -87,7 +87,7 @@ async def create_tuntap_endpoint(
         options: Options of `AsyncTuntap`. ``mode`` is required, and ``queues`` must be 1.
 
     Returns:
-        The transport and the protocol. The protocol's `connection_made` has been called.
+        The transport and the protocol. `TuntapProtocol.connection_made` has been called.
 
     Raises:
         SetupError: The interface cannot be opened; see `AsyncTuntap.open`.

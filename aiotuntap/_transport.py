@@ -120,7 +120,7 @@ class TuntapTransport(Owning, asyncio.DatagramTransport):
         self._in_batches = hasattr(protocol, "frames_received")
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        """The protocol that is called. None after its `connection_lost`."""
+        """The protocol that is called. None after its `TuntapProtocol.connection_lost`."""
         protocol: asyncio.BaseProtocol = self._protocol
         return protocol
 
@@ -223,7 +223,7 @@ class TuntapTransport(Owning, asyncio.DatagramTransport):
     def write_frame(self, frame: Frame) -> None:
         """Writes one frame at once, or keeps a copy of it in the write buffer while the send buffer is full.
 
-        Errors are passed to the protocol's `error_received`, or end the transport. Empty frames are ignored. Frames
+        Errors are passed to `TuntapProtocol.error_received`, or end the transport. Empty frames are ignored. Frames
         written after closing are dropped; from the sixth on, a warning is logged.
 
         Args:
@@ -279,7 +279,7 @@ class TuntapTransport(Owning, asyncio.DatagramTransport):
         return self._low, self._high
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Sets when `pause_writing` and `resume_writing` of the protocol are called.
+        """Sets when `TuntapProtocol.pause_writing` and `TuntapProtocol.resume_writing` are called.
 
         Args:
             high: The protocol is asked to pause above this many bytes. The default is four times *low*, or else 65536.
@@ -392,7 +392,7 @@ class TuntapTransport(Owning, asyncio.DatagramTransport):
     def close(self) -> None:
         """Stops reading, writes the frames in the write buffer, and then closes the interface.
 
-        A transport that was made with ``queue=`` closes only that queue. The protocol's `connection_lost` is called with
+        A transport that was made with ``queue=`` closes only that queue. `TuntapProtocol.connection_lost` is called with
         None after closing. Closing the last queue of an interface takes 14 to 55 ms. Closing twice is harmless.
         """
         if not self._closing:
@@ -421,7 +421,7 @@ class TuntapTransport(Owning, asyncio.DatagramTransport):
             self._queue._pause()
 
     def _end(self, error: Exception | None) -> None:
-        """Closes the interface on a thread, and then calls the protocol's `connection_lost`."""
+        """Closes the interface on a thread, and then calls `TuntapProtocol.connection_lost`."""
         self._ended = True
         self._queue._receiver = None
         if self._loop.is_running():
