@@ -142,9 +142,9 @@ class UdpStream(DescriptorStream[Any]):
             port 0 or an empty string, the kernel chooses the port.
         remote: The only address to send to and to receive from, or None.
         netns: Network namespace of the socket: a name as in ``ip netns``, or a path such as ``/proc/PID/ns/net``.
-        read_buffer: Datagrams to keep in user space. Reading from the kernel stops when the buffer is full. It resumes
-            when a quarter is left, or *low* datagrams if this is a pair ``(high, low)``. One message with several
-            datagrams may exceed the limit.
+        read_buffer: Datagrams to keep in user space. Reading from the kernel stops when the buffer is full, which it also is
+            when it holds 4 MiB. Reading resumes when a quarter is left, or *low* datagrams if this is a pair
+            ``(high, low)``. One message with several datagrams may exceed the limit.
         gso: Send several datagrams in one message (UDP_SEGMENT) where possible.
         gro: Receive several datagrams in one message (UDP_GRO).
         reuse_port: Let several sockets share the address (SO_REUSEPORT). The kernel distributes the flows among them.
@@ -384,6 +384,9 @@ class UdpStream(DescriptorStream[Any]):
 
     def _pull_one(self) -> None:
         self._pull(self._batch)  # a message may hold many datagrams: asking for one at a time would be slow
+
+    def _buffered_bytes(self) -> int:
+        return super()._buffered_bytes() if self._addresses is None else sum(len(data) for data, _ in self._buffer)
 
     def _read_failed(self, number: int) -> None:
         if number in _DEAD:

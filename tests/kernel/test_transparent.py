@@ -665,7 +665,7 @@ async def test_the_link_going_down_on_the_way_through_a_refused_super_frame() ->
         assert queue.stats.frames_written == 7
 
 
-# -- frames from the kernel that do not hold together ------------------------------------------------------------------
+# -- invalid frames from the kernel --------------------------------------------------------------------------------------
 
 BROKEN = [
     struct.pack("=BBHHHH", 1, 0, 0, 0, 60_000, 6),  # a checksum outside
