@@ -1,6 +1,6 @@
 """How late a task that sleeps for a millisecond is called while the same loop reads floods of frames.
 
-The sender waits for nobody: there is always another frame to read, on every queue.
+The sender never waits: every queue always has another frame to read.
 """
 
 from __future__ import annotations

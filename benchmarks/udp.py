@@ -1,6 +1,6 @@
 """UDP datagrams from one process to another over a veth: how many arrive each second, and what the receiver needs for each.
 
-The sender waits for nobody: what the receiver has no time for is dropped in front of it.
+The sender never waits: datagrams for which the receiver has no time are dropped before it.
 """
 
 from __future__ import annotations

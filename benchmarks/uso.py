@@ -1,6 +1,6 @@
 """UDP datagrams from one TUN interface to another: how many arrive each second, and what they cost the forwarder.
 
-The sender waits for nobody: what a forwarder has no time for is dropped in front of it.
+The sender never waits: datagrams for which a forwarder has no time are dropped before it.
 """
 
 from __future__ import annotations

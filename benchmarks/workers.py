@@ -1,6 +1,6 @@
 """``examples/workers.py`` with 20 µs of work a frame: how much faster two processes are than one.
 
-Nobody sends while the workers are watched: they are stopped until the frames for all of them wait in the kernel.
+No frames are sent during the measurement: the workers are stopped until all frames wait in the kernel.
 """
 
 from __future__ import annotations
