@@ -13,7 +13,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -48,7 +48,7 @@ async def refused(expected: int, match: str, name: str, **options: Any) -> Setup
 
 
 @pytest.mark.parametrize("mode", ["tun", Mode.TAP])
-async def test_creates_what_was_asked_for(mode: str | Mode) -> None:
+async def test_creates_what_was_asked_for(mode: Literal["tun"] | Mode) -> None:
     name = unique()
     async with AsyncTuntap(name, mode=mode) as interface:
         assert interface.name == name
@@ -84,9 +84,9 @@ async def test_the_kernel_completes_a_template_once_for_all_queues(name: str) ->
     [
         ({"name": "x" * 16}, ValueError, "16 bytes"),
         ({"name": "a/b"}, ValueError, "interface name"),
-        ({"mode": "tin"}, ValueError, "mode 'tin'"),
-        ({"queues": 0}, ValueError, "queues 0"),
-        ({"queues": "2"}, TypeError, "queues '2'"),
+        ({"mode": "tin"}, ValueError, "mode must be 'tun' or 'tap', not 'tin'"),
+        ({"queues": 0}, ValueError, "queues must be at least 1, not 0"),
+        ({"queues": "2"}, TypeError, "queues must be a whole number, not '2'"),
         ({"queues": 2, "multi_queue": False}, ValueError, "multi_queue"),
         ({"read_buffer": 0}, ValueError, "read_buffer"),
         ({"read_buffer": (4, 4)}, ValueError, "read_buffer"),
@@ -388,8 +388,8 @@ async def test_without_carrier() -> None:
         await until(lambda: "NO-CARRIER" not in link(interface.name)["flags"])
 
 
-@pytest.mark.parametrize("mode", ["tun", "tap"])
-async def test_napi_and_offload_flags_reach_the_kernel(mode: str) -> None:
+@pytest.mark.parametrize("mode", list(Mode))
+async def test_napi_and_offload_flags_reach_the_kernel(mode: Mode) -> None:
     offload = Offload.CSUM | Offload.TSO4
     if offers(offload | Offload.UDP_TUNNEL):
         offload |= Offload.UDP_TUNNEL

@@ -67,7 +67,7 @@ UDP_SEGMENT, UDP_GRO, ETH_P_ALL, ETH_P_IP, SOL_PACKET, PACKET_VNET_HDR = 103, 10
 KERNEL = {4: "10.0.0.2", 6: "fd00::2"}
 BEYOND = {4: "10.0.0.1", 6: "fd00::1"}
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-MODES = pytest.mark.parametrize("mode", ["tun", "tap"])
+MODES = pytest.mark.parametrize("mode", list(Mode))
 
 
 @asynccontextmanager
@@ -75,7 +75,7 @@ async def transparent(
     mode: str = "tun", *, ipv6: bool = False, **options: Any
 ) -> AsyncIterator[tuple[AsyncTuntap, TuntapQueue]]:
     """An interface on which the kernel is 10.0.0.2 and fd00::2, with a way to 10.0.0.1 and fd00::1."""
-    async with AsyncTuntap(unique(), mode=mode, **{"offload": Offload.ALL, **options}) as interface:
+    async with AsyncTuntap(unique(), mode=Mode(mode), **{"offload": Offload.ALL, **options}) as interface:
         if ipv6:
             turn_on_ipv6(interface.name)
         addresses = [f"{KERNEL[4]}/24"] + [f"{KERNEL[6]}/64"] * ipv6
@@ -265,7 +265,7 @@ async def forward(here: TuntapQueue, there: TuntapQueue, seen: list[bytes]) -> N
 
 
 @MODES
-async def test_streams_of_every_kind_between_two_interfaces(mode: str) -> None:
+async def test_streams_of_every_kind_between_two_interfaces(mode: Mode) -> None:
     """From a kernel that sends super-frames to one that takes them, and what goes between is fit for any wire."""
     there: list[bytes] = []
     back: list[bytes] = []
