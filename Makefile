@@ -46,6 +46,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@cd docs && PYTHONPATH=.. ../$(BIN)/pyright --pythonpath ../$(BIN)/python --verifytypes aiotuntap --ignoreexternal
 	$(BIN)/codespell
 
 docs: $(VENV)/.docs

@@ -17,9 +17,6 @@ from ._super_frames import coalesce, segment
 from ._tuntap import AsyncTuntap
 from ._types import Change, Counters, Frame, Link, LinkEvent, Mode, Offload, PacketStream, Stats
 
-#: The version of this package, by PEP 440.
-__version__ = "0.1.0.dev0"
-
 __all__ = [
     "AsyncTuntap",
     "Change",
@@ -47,3 +44,5 @@ __all__ = [
     "create_tuntap_endpoint",
     "segment",
 ]
+
+__version__ = "0.1.0.dev0"

@@ -50,7 +50,7 @@ class QueueFile:
     __slots__ = ("fd",)
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
+        self.fd: int = fd
 
     @classmethod
     def open(cls) -> QueueFile:

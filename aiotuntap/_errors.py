@@ -45,7 +45,7 @@ class InvalidFrameError(TuntapError, ValueError):
 
     def __init__(self, message: str, indexes: Sequence[int] = (0,)) -> None:
         super().__init__(message)
-        self.indexes = tuple(indexes)
+        self.indexes: tuple[int, ...] = tuple(indexes)
 
 
 class SetupError(TuntapError, OSError):

@@ -39,7 +39,7 @@ class Interface:
         #: Whether a read of one of its queues has had to wait.
         self.was_waited_for = False
         #: The last known name; before opening, the one asked for.
-        self.last_name = name
+        self.last_name: str = name
         self._send_buffer: int | None = None
 
     @property

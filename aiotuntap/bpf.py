@@ -137,7 +137,7 @@ class Program(Owning):
     def __init__(self, instructions: Iterable[Instruction]) -> None:
         self._fd = -1
         #: The instructions as the kernel takes them, eight bytes each.
-        self.code = b"".join(each.pack() for each in instructions)
+        self.code: bytes = b"".join(each.pack() for each in instructions)
         if not self.code:
             raise ValueError("a program has at least one instruction")
 

@@ -3,13 +3,11 @@
 import tomllib
 from pathlib import Path
 
-import aiotuntap
-
 with (Path(__file__).parent.parent / "pyproject.toml").open("rb") as file:
     _project = tomllib.load(file)["project"]
 
 project = _project["name"]
-release = version = aiotuntap.__version__
+release = version = _project["version"]
 author = "the aiotuntap authors"
 copyright = author
 

@@ -54,9 +54,9 @@ class MemoryStream(FrameByFrame):
         #: When the last bit of the last frame leaves the other end.
         self._sent_until = 0.0
         #: Frames that were on their way here while there was no room: see ``capacity``.
-        self.dropped = 0
+        self.dropped: int = 0
         #: Frames on their way here that were lost: see ``loss``.
-        self.lost = 0
+        self.lost: int = 0
 
     @property
     def closed(self) -> bool:

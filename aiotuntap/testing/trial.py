@@ -73,7 +73,8 @@ class Trial:
         self.stream = stream
         self.far = far
         self.terms = terms
-        self.delay, self.each = pace
+        self.delay: float = pace[0]
+        self.each: float = pace[1]
         self._next = 0
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -302,7 +303,7 @@ class Others:
     """Stands for the other tasks of the loop, and counts the turns that they get."""
 
     def __init__(self, trial: Trial) -> None:
-        self.turns = 0
+        self.turns: int = 0
         trial.start(self._take_turns())
 
     async def _take_turns(self) -> None:
