@@ -117,7 +117,7 @@ def test_script_says_in_one_line_what_is_wrong_with_the_engine(machine: Machine,
     run = machine.run(str(script), "doctor", extension=extension)
     assert run.returncode == 1 and run.stdout == "" and len(run.stderr.splitlines()) == 1
     assert run.stderr.startswith("aiotuntap: AIOTUNTAP_EXTENSION") and words in run.stderr
-    script = script.rename(script.with_suffix(".py"))
+    script = script.rename(script.with_name("other"))
     run = machine.run(str(script), "doctor", extension=extension)
     assert "ImportError: AIOTUNTAP_EXTENSION" in run.stderr  # as for any other program
 
