@@ -35,6 +35,9 @@ _MOST = 4096
 #: small frames stays in a processor's cache.
 READ_BUFFER = 256
 
+#: Bytes at which the buffer is full, however few the frames are: with offloads, a frame can have 64 KiB.
+BUFFER_BYTES = 4 << 20
+
 
 class FrameReader(Owning, Generic[T]):
     """A bounded buffer of frames, and the readers that wait for them in line."""

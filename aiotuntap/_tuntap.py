@@ -78,7 +78,8 @@ class AsyncTuntap(SingleQueue):
         netns: Network namespace to open it in: a name as in ``ip netns``, or a path such as ``/proc/PID/ns/net``.
             The namespace of the calling thread does not change.
         read_buffer: Frames that are buffered in this program for each queue. When the buffer is full, reading from the
-            kernel stops until it has fallen to a quarter, or to the second number of a pair ``(high, low)``.
+            kernel stops until it has fallen to a quarter, or to the second number of a pair ``(high, low)``. A buffer
+            with 4 MiB is full as well.
 
     Raises:
         ValueError, TypeError: An argument is wrong. Nothing was opened.
