@@ -1,5 +1,5 @@
-# Each target is all that a new machine needs: it makes its own virtual environment, and as root on Debian it installs
-# the programs it calls. PYTHON=python3.13 chooses another interpreter.
+# Each target sets up what it needs: it creates its own virtual environment, and as root on Debian it installs the programs
+# that it calls. PYTHON=python3.13 chooses another interpreter.
 
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -11,7 +11,7 @@ PYTHON_HEADERS = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get
 # setuptools warns at each editable installation.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-# What the C extension is made of: when it changes, the packages are installed again.
+# The sources of the C extension: when they change, the packages are installed again.
 NATIVE := setup.py $(wildcard native/*.[ch])
 
 .PHONY: demo test test-kernels test-machines lint docs bench sanitize fuzz soak mutants wheel clean help
@@ -19,15 +19,15 @@ NATIVE := setup.py $(wildcard native/*.[ch])
 help:
 	@echo 'make demo    an echo responder in a namespace of its own, pinged over IPv4 and IPv6'
 	@echo 'make test    all tests, on asyncio and uvloop'
-	@echo 'make test-kernels    all tests on other kernels of Debian: KERNELS="5.10 6.1" unless you say, also 6.12'
-	@echo 'make test-machines   the tests of pure code on other processors: MACHINES="arm64 s390x" unless you say'
+	@echo 'make test-kernels    all tests on other kernels of Debian: KERNELS="5.10 6.1" by default, also 6.12'
+	@echo 'make test-machines   the tests without the kernel on other processors: MACHINES="arm64 s390x" by default'
 	@echo 'make lint    ruff, mypy, pyright, codespell'
 	@echo 'make docs    the documentation as HTML in docs/_build'
-	@echo 'make bench   the figures in the README; make bench ARGS=--help lists the benchmarks and how to choose'
+	@echo 'make bench   the figures in the README; ARGS=--help lists the benchmarks'
 	@echo 'make sanitize  the C extension under sanitizers, and on other processors'
-	@echo 'make fuzz    generated input for the C sources, every parser, and against the kernel: ARGS="SECONDS CASES"'
-	@echo 'make soak    random interleavings of everything that can happen, by seed: ARGS="--seconds 600"; ARGS=--help'
-	@echo 'make mutants whether every line of the conformance checks is needed'
+	@echo 'make fuzz    generated input for the C sources and every parser, compared with the kernel: ARGS="SECONDS CASES"'
+	@echo 'make soak    random sequences of operations and faults, by seed: ARGS="--seconds 600"; ARGS=--help'
+	@echo 'make mutants check that each part of the conformance checks is needed'
 	@echo 'make wheel   the distributions, checked and tried, in dist'
 
 demo: $(VENV)/.demo
@@ -85,7 +85,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { echo 'no venv module: apt-get install python3-venv'; exit 1; }
 	@$(PIP) install --upgrade pip
 
-# Without a compiler, the engine in Python is installed, which is slower.
+# Without a compiler, only the slower engine in Python is installed.
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml $(NATIVE)
 	@echo '== installing aiotuntap and uvloop'
 	@$(PIP) install --editable '.[uvloop]'

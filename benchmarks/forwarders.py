@@ -43,7 +43,7 @@ async def _aiotuntap(how: Forwarder, left: str, right: str) -> None:
 
 
 async def _queue_between(how: Forwarder, left: str, right: str) -> None:
-    """What is written first: a callback reads a frame into a queue, a task takes it from there."""
+    """A simple forwarder: a callback puts each frame into an asyncio.Queue, and a task takes it from there."""
     fds = open_tun(LEFT, left), open_tun(RIGHT, right)
     loop = asyncio.get_running_loop()
 

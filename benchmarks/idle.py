@@ -1,4 +1,4 @@
-"""What queues cost that nobody uses, and what it costs to add and remove them."""
+"""The cost of idle queues, and of adding and removing queues."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def packet(size: int) -> bytes:
 
 @contextmanager
 def one_batch_a_turn() -> Iterator[None]:
-    """Streams never go on within a slice of time: what that buys, and what others wait for it, is a figure too."""
+    """Ends every time slice at once: each batch is one turn of the loop. It shows what time slices save."""
     usual = _turns.SLICE
     _turns.SLICE = 0.0
     try:

@@ -53,7 +53,7 @@ def _relay(left: str, right: str, library: str) -> Iterator[None]:
 
 @contextmanager
 def _bridge(left: str, right: str, middle: str) -> Iterator[None]:
-    """If the block fails, the end of the namespaces is the end of what is made here."""
+    """If the block fails, the interfaces are removed together with their namespaces."""
     lab.ip(middle, "link", "add", "bridge0", "up", "type", "bridge")
     for name, station in (("left0", left), ("right0", right)):
         lab.ip(middle, "link", "add", name, "type", "veth", "peer", "name", _PORT, "netns", station)

@@ -91,7 +91,7 @@ def _start(stack: ExitStack, kind: str, netns: str, name: str) -> int:
 
 
 def _listens(name: str) -> bool:
-    """Not asked by wg, which deletes a socket that nobody listens on yet."""
+    """This does not call wg, which deletes sockets on which no process listens yet."""
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(f"/var/run/wireguard/{name}.sock")

@@ -65,7 +65,7 @@ settings.load_profile("aiotuntap")
 
 
 def pytest_collection_finish() -> None:
-    """What is there now stays: the collections before and after each test need not look at it again."""
+    """Excludes all current objects from the garbage collections before and after each test."""
     gc.collect()
     gc.freeze()
 
@@ -97,7 +97,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(params=ENGINES, ids=[each.name for each in ENGINES], scope="module")
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """Whatever reads, writes, segments or coalesces is tested with each engine: ``usefixtures("engine")``."""
+    """Runs a test with each engine: ``usefixtures("engine")``. For tests that read, write, segment or coalesce."""
     before = _engine.engine
     _engine.engine = request.param
     yield request.param

@@ -170,7 +170,7 @@ def warnings_of(machine: Machine, setting: str = "", extension: str = "0", **mor
     return run.stderr
 
 
-def test_slow_engine_is_said_once_for_each_line_that_opens(machine: Machine) -> None:
+def test_the_slow_engine_warns_once_for_each_line_that_opens(machine: Machine) -> None:
     said = [line for line in warnings_of(machine).splitlines() if "SlowEngineWarning: " in line]
     assert [line.split(" ")[0].rpartition("program.py")[2] for line in said] == [":12:", ":14:"]
     assert "50 times the CPU time" in said[0] and "unset AIOTUNTAP_EXTENSION" in said[0] and "doctor" in said[0]

@@ -14,7 +14,7 @@ import aiotuntap
 from aiotuntap import DeviceGoneError, InvalidFrameError, LinkDownError, SetupError, Stats, TuntapError
 
 
-def test_all_is_all_there_is() -> None:
+def test_all_lists_every_public_name() -> None:
     public = {
         name
         for name, value in vars(aiotuntap).items()

@@ -1,4 +1,4 @@
-"""rtnetlink messages as bytes: what pyroute2 makes of a request, and answers, also ones that no kernel would send."""
+"""rtnetlink messages as bytes: the requests that pyroute2 makes, and answers, including invalid ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which offloads go together, and what becomes of them on a kernel that lacks some. Against made-up kernels."""
+"""Valid combinations of offloads, and the result on kernels that lack some of them. The kernels are simulated."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_other_errors_pass_through_and_all_are_off_again(at: int) -> None:
 
 
 def test_every_combination_is_settled_as_this_kernel_would_have_it() -> None:
-    """What is on in the end is what was asked for, or what there is of ALL; or it is an error, and nothing is on."""
+    """The result is the requested offloads, or the available part of ALL; or an error, and all offloads are off."""
     for has in (NONE, CSUM, BEFORE_6_2, BEFORE_6_17, ALL | TUNNEL, ALL | TUNNEL | TUNNEL_CSUM):
         for asked in EVERY_COMBINATION:
             try:

@@ -1,4 +1,4 @@
-"""The kernel as the judge: what `segment` makes of a super-frame against what the kernel's own GSO makes of it.
+"""Compares `segment` with the kernel: both segment the same super-frames.
 
 Usage: ``python -m tests.fuzz.judge [--cases N] [--seed N]``, as root.
 
@@ -81,7 +81,7 @@ class Lab:
         self._marks = 0
 
     def through(self, frames: list[bytes]) -> list[bytes] | None:
-        """What comes out; None if the kernel refuses one of them at once."""
+        """The resulting frames. None if the kernel refuses a frame."""
         refused = False
         for frame in frames:
             try:
@@ -155,7 +155,7 @@ def same(ours: list[bytes], kernels: list[bytes]) -> str:
 
 
 def judge_segment(lab: Lab, random: Random) -> tuple[str, bytes]:
-    """What came of one super-frame: "same", or how it went; and the super-frame."""
+    """The result for one super-frame ("same", or what happened), and the super-frame."""
     made = packet(random, Mode.TAP, random.choice((1, 100, 1448, 3000, 20000, random.randrange(1, 40000))))
     size = random.choice((1, 8, 100, 536, 1000, 1448, random.randrange(1, 3000)))
     if len(made.payload) // size > 400:

@@ -33,7 +33,7 @@ from .frames import mutated, packet
 
 @dataclass
 class Parser:
-    """What is called with spoiled input, and what it may raise."""
+    """A function to call with corrupt input, and the exceptions that it may raise."""
 
     seeds: Sequence[bytes]
     call: Callable[[bytes], object]
@@ -144,7 +144,7 @@ def parsers() -> dict[str, Parser]:
 
 
 def _requests() -> list[bytes]:
-    """What the responder answers."""
+    """The answer of the responder."""
     mac = b"\x02\0\0\0\0\x01"
     ethernet = mac + b"\x02\0\0\0\0\x02"
     arp = (
@@ -155,7 +155,7 @@ def _requests() -> list[bytes]:
 
 
 def _switch(frames: Sequence[bytes], super_frames: Sequence[bytes]) -> dict[str, Parser]:
-    """What reaches the switch from stations, from other machines, and from virtual ones."""
+    """The input of the switch: from stations, from other machines, and from virtual machines."""
     from switch import vxlan
     from switch.core import Core
     from switch.guard import Guard

@@ -285,7 +285,7 @@ async def test_threads_stay_where_they_are() -> None:
     assert not moved
 
 
-async def test_a_namespace_that_is_none(tmp_path: object) -> None:
+async def test_a_path_that_is_not_a_namespace(tmp_path: object) -> None:
     path = f"{tmp_path}/file"
     with open(path, "w"):
         pass

@@ -109,11 +109,11 @@ class Life(RuleBasedStateMachine):
 
     @property
     def ended(self) -> type[Exception] | None:
-        """What reading raises when there is no frame left, and writing at once."""
+        """The error of reading when no frame is left, and of writing at once."""
         return QueueClosedError if self.closed else DeviceGoneError if self.gone else None
 
     def _take(self, frames: list[bytes]) -> None:
-        """Somebody read these."""
+        """Records that these frames were read."""
         assert frames == self.waiting[: len(frames)]
         del self.waiting[: len(frames)]
         self.read += len(frames)
@@ -337,7 +337,7 @@ class Life(RuleBasedStateMachine):
 
 
 class Ended(StopAsyncIteration, Exception):
-    """What an ``async for`` ends with, in a task."""
+    """How an ``async for`` ends, in a task."""
 
 
 @pytest.mark.timeout(300)  # to make a failure shorter takes a while

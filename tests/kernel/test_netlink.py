@@ -37,7 +37,7 @@ def _imports(source: Path) -> Iterator[str]:
             yield node.module
 
 
-def test_only_the_room_for_netlink_imports_pyroute2() -> None:
+def test_only_the_netlink_folder_imports_pyroute2() -> None:
     importers = {
         source.relative_to(PACKAGE).parts[0]
         for source in PACKAGE.rglob("*.py")

@@ -151,7 +151,7 @@ async def test_names_of_other_interfaces() -> None:
         ({"vnet_header": True}, {}, "vnet_header=True"),
     ],
 )
-async def test_a_mismatch_is_reported_as_what_it_is(there: dict[str, Any], asked: dict[str, Any], match: str) -> None:
+async def test_a_mismatch_of_options_is_named(there: dict[str, Any], asked: dict[str, Any], match: str) -> None:
     async with tap(**there) as first:
         await refused(errno.EINVAL, match, first.name, **{"mode": "tap", **asked})
         assert tun_info(first.name)["pi"] == bool(there.get("packet_info"))
@@ -271,7 +271,7 @@ def test_attaching_without_privilege_follows_owner_and_group(owner: list[str], e
 
 
 async def test_an_interface_without_an_owner_that_only_root_may_open() -> None:
-    """In the words for a kernel that has it so, whatever this one does."""
+    """Checks the message for a kernel that behaves so, even if this one does not."""
     name = unique()
     ip("tuntap", "add", "mode", "tap", "name", name, "multi_queue")
     try:

@@ -60,7 +60,7 @@ async def test_adding_is_all_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("count", [0, -1])
-async def test_how_many_must_make_sense(count: int) -> None:
+async def test_invalid_counts(count: int) -> None:
     async with tap() as interface:
         with pytest.raises(ValueError, match="at least 1"):
             await interface.add_queues(count)
@@ -390,7 +390,7 @@ async def test_enabling_after_deletion() -> None:
         assert not interface.queues[0].enabled and not interface.queues[1].enabled
 
 
-async def test_hundreds_of_queues_one_after_another_leave_no_trace() -> None:
+async def test_hundreds_of_queues_leave_nothing_behind() -> None:
     async with tap() as interface:
         await interface.remove_queues(*await interface.add_queues())
         await settle()

@@ -54,7 +54,7 @@ LOOPS: list[Callable[[], Any]] = [asyncio.new_event_loop, uvloop.new_event_loop]
 
 
 async def test_deleted_while_the_first_in_line_is_being_cancelled() -> None:
-    """uvloop reports the error of a deleted interface once: whoever comes then must notice."""
+    """uvloop reports the error of a deleted interface once: later readers must notice it too."""
     async with tap() as interface:
         (queue,) = interface.queues
         first, second = (asyncio.ensure_future(queue.read_frame()) for _ in range(2))
@@ -134,7 +134,7 @@ def test_a_warning_made_an_error_leaves_nothing(monkeypatch: pytest.MonkeyPatch)
     assert name not in ip("link")
 
 
-async def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -182,7 +182,7 @@ async def test_adding_queues_leaves_the_settings_as_they_are() -> None:
         assert (await interface.link()).carrier
 
 
-async def test_frames_of_words_are_not_cut_in_silence() -> None:
+async def test_frames_of_16_bit_items_are_not_cut() -> None:
     async with tap_with_peer() as (interface, peer):
         (queue,) = interface.queues
         words = array.array("I", bytes(200_000))
@@ -264,7 +264,7 @@ async def test_a_reader_that_had_its_share_keeps_its_place() -> None:
 
 
 @pytest.mark.parametrize("limit", [1.5, "3", None, 0, -1])
-async def test_a_limit_that_makes_no_sense_strands_nobody(limit: Any) -> None:
+async def test_an_invalid_limit_leaves_no_reader_waiting(limit: Any) -> None:
     async with tap_with_peer() as (interface, peer):
         (queue,) = interface.queues
         first = asyncio.ensure_future(queue.read_frames(limit))

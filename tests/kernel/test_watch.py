@@ -1,4 +1,4 @@
-"""What changes on an interface is told, in order, to everyone who watches; ip(8) makes the changes."""
+"""Every watcher gets the events of an interface in order. ip(8) makes the changes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Told = tuple[str, object]
 
 @contextlib.asynccontextmanager
 async def watching(interface: AsyncTuntap) -> AsyncIterator[list[LinkEvent]]:
-    """A list that fills with what is told about *interface*."""
+    """A list to which the events of *interface* are added."""
     told: list[LinkEvent] = []
 
     async def watch() -> None:
@@ -198,8 +198,8 @@ def a_small_receive_buffer() -> Iterator[None]:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, before)
 
 
-async def test_lost_notifications_are_made_up_for() -> None:
-    """Those that are still queued are older than the fresh look: none of them is told after it, or instead of it."""
+async def test_lost_notifications_are_replaced_by_the_current_state() -> None:
+    """Queued notifications are older than the current state: none of them is reported after it or instead of it."""
     async with tap() as interface, watching(interface) as events:
         with a_small_receive_buffer():
             for number in range(40):
@@ -210,7 +210,7 @@ async def test_lost_notifications_are_made_up_for() -> None:
         await told(events, (Change.MTU, 1100))
 
 
-async def test_a_deletion_that_was_lost_is_told() -> None:
+async def test_a_deletion_is_reported_if_its_notification_was_lost() -> None:
     async with tap() as interface, watching(interface) as events:
         with a_small_receive_buffer():
             for number in range(40):
@@ -228,7 +228,7 @@ async def test_a_deletion_lost_among_the_changes_of_others() -> None:
         await told(events, (Change.DELETED, None))
 
 
-async def test_nothing_is_told_for_changes_of_others_that_were_lost() -> None:
+async def test_lost_changes_of_other_interfaces_give_no_events() -> None:
     async with tap() as interface, tap() as other, watching(interface) as events:
         with a_small_receive_buffer():
             for number in range(40):
@@ -358,7 +358,7 @@ def test_a_loop_closed_while_watching_is_let_go(loop: Callable[[], asyncio.Abstr
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_a_forked_child_does_not_make_its_parent_deaf(loop: str) -> None:
+def test_a_forked_child_does_not_take_the_parents_events(loop: str) -> None:
     """The child shares the loop's epoll instance: it may close its descriptor, and unregister nothing."""
     code = f"""
         import asyncio, os, subprocess, {loop}
@@ -404,7 +404,7 @@ async def test_an_idle_watcher_costs_nothing() -> None:
         assert await idle_share() < 0.05
 
 
-async def test_leaving_a_bridge_is_no_deletion() -> None:
+async def test_leaving_a_bridge_is_not_a_deletion() -> None:
     bridge = unique("br")
     ip("link", "add", bridge, "type", "bridge")
     try:
