@@ -16,7 +16,7 @@ def as_batch(frames: Iterable[Frame]) -> Sequence[Frame]:
     """
     if isinstance(frames, (bytes, bytearray, memoryview, str)):
         raise TypeError(
-            f"write_frames takes a list of frames, not {type(frames).__name__}: write_frame takes a single one"
+            f"write_frames takes a list of frames, not {type(frames).__name__}: write_frame takes one"
         )
     if isinstance(frames, (list, tuple)):
         return frames

@@ -31,16 +31,15 @@ _INT = struct.Struct("@i")
 _UNLIMITED = (1 << 31) - 1
 
 
-#: How to fix what keeps the node from being opened, by ``errno``.
+#: Makes the node.
+MAKE_NODE = f"mkdir -p /dev/net && mknod -m 0666 {_abi.NODE} c 10 200"
+#: What to do if the node does not open, by ``errno``.
 NODE_FIXES = {
-    errno.ENOENT: f"make it: 'mkdir -p /dev/net && mknod -m 0666 {_abi.NODE} c 10 200'; in a container, pass the device"
-    f" to it (docker run --device {_abi.NODE})",
-    errno.ENODEV: "the kernel's TUN/TAP driver is not loaded: run 'modprobe tun' as root",
-    errno.ENXIO: "the kernel's TUN/TAP driver is not loaded: run 'modprobe tun' as root",
-    errno.EACCES: f"run as root, or let every user open it with 'chmod 0666 {_abi.NODE}' (the kernel still checks who may"
-    " create an interface)",
-    errno.EPERM: f"this sandbox or container forbids the device: allow it (docker run --device {_abi.NODE}, or"
-    " 'c 10:200 rwm' in the device cgroup)",
+    errno.ENOENT: f"{MAKE_NODE} (in a container: docker run --device {_abi.NODE})",
+    errno.ENODEV: "modprobe tun",
+    errno.ENXIO: "modprobe tun",
+    errno.EACCES: f"chmod 0666 {_abi.NODE} (the kernel still checks who may create an interface), or run as root",
+    errno.EPERM: f"docker run --device {_abi.NODE} (or allow 'c 10:200 rwm' in the device cgroup)",
 }
 
 
@@ -58,8 +57,8 @@ class QueueFile:
         try:
             return cls(os.open(_abi.NODE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError as error:
-            fix = NODE_FIXES.get(error.errno or 0, f"see 'ls -l {_abi.NODE}'")
-            raise cannot(f"open {_abi.NODE}", error, fix) from error
+            fix = NODE_FIXES.get(error.errno or 0, f"ls -l {_abi.NODE}")
+            raise cannot(f"open {_abi.NODE}", error, f"to fix it: {fix}") from error
 
     def close(self) -> None:
         """Closes the descriptor. With the last one, the kernel deletes an interface that is not persistent."""

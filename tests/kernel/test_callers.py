@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from aiotuntap import AsyncTuntap, TuntapQueue
+from aiotuntap import AsyncTuntap, TuntapProtocol, TuntapQueue, create_tuntap_endpoint
 from aiotuntap._threads import run_in_thread
 from aiotuntap.testing import example_frame
 from aiotuntap.udp import UdpStream
@@ -135,6 +136,47 @@ async def test_from_a_thread_without_a_loop(kind: str, name: str) -> None:
     async with owners() as all_owners:
         with pytest.raises(RuntimeError, match=r"in thread \d+, and was called from no event loop in thread \d+"):
             await run_in_thread(lambda: call(all_owners[kind], name))
+
+
+TRANSPORT: dict[str, tuple[object, ...]] = {
+    "pause_reading": (),
+    "resume_reading": (),
+    "write_frame": (FRAME,),
+    "write_frames": ([FRAME],),
+    "sendto": (FRAME,),
+    "set_write_buffer_limits": (),
+    "close": (),
+    "abort": (),
+}
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["room", "full"])
+@pytest.mark.parametrize("name", TRANSPORT)
+async def test_a_transport_from_another_thread(name: str, full: bool) -> None:
+    transport, _ = await create_tuntap_endpoint(TuntapProtocol, unique(), mode="tap")
+    interface = transport.get_extra_info("interface")
+    await interface.configure(up=True)
+    errors: list[RuntimeError] = []
+
+    def elsewhere() -> None:
+        try:
+            getattr(transport, name)(*TRANSPORT[name])
+        except RuntimeError as error:
+            errors.append(error)
+
+    if full:  # as if the send buffer had no room for a frame
+        transport._keep(FRAME)
+    before = repr(transport)
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()  # so that the loop, which is running, does nothing meanwhile
+    assert repr(transport) == before and transport.is_reading() and not transport.is_closing()
+    transport.abort()
+    (error,) = errors
+    assert re.search(r"in thread \d+, and was called from no event loop in thread \d+", str(error))
+    while not interface.closed:
+        await asyncio.sleep(0.001)
+    await interface.aclose()
 
 
 @LOOPS

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from aiotuntap import AsyncTuntap, _queue
+from aiotuntap import AsyncTuntap, TuntapProtocol, _queue, create_tuntap_endpoint
 from aiotuntap.testing import example_frame
 
 from .support import ip, tap, tap_with_peer, unique
@@ -38,6 +38,17 @@ async def test_reading_from_an_interface_that_is_down_is_reported_once(caplog: p
             f"interface '{interface.name}' is down, and reading from it waits until it is up: call configure(up=True)"
         ]
         assert caplog.records[-1].levelno == logging.WARNING
+
+
+async def test_a_protocol_that_waits_is_reported_too(caplog: pytest.LogCaptureFixture) -> None:
+    transport, _ = await create_tuntap_endpoint(TuntapProtocol, unique(), mode="tap")
+    interface = transport.get_extra_info("interface")
+    await asyncio.sleep(0.06)
+    transport.close()
+    while not interface.closed:
+        await asyncio.sleep(0.001)
+    await interface.aclose()
+    assert len(said(caplog)) == 1
 
 
 async def test_nothing_is_reported_where_it_is_up_or_comes_up_in_time(caplog: pytest.LogCaptureFixture) -> None:

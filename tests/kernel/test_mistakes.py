@@ -170,7 +170,7 @@ MISTAKES = [
             await tun.write_frames(b'hello')
         """,
         TypeError,
-        "write_frames takes a list of frames, not bytes: write_frame takes a single one",
+        "write_frames takes a list of frames, not bytes: write_frame takes one",
     ),
     Mistake(
         "interface that is down",
@@ -342,13 +342,13 @@ async def test_mistake(mistake: Mistake) -> None:
 # -- mistakes of the machine ------------------------------------------------------------------------------------------
 
 MACHINES = {
-    errno.ENOENT: "No such file or directory; make it: 'mkdir -p /dev/net && mknod -m 0666 /dev/net/tun c 10 200'; in a"
-    " container, pass the device to it (docker run --device /dev/net/tun)",
-    errno.ENODEV: "No such device; the kernel's TUN/TAP driver is not loaded: run 'modprobe tun' as root",
-    errno.EACCES: "Permission denied; run as root, or let every user open it with 'chmod 0666 /dev/net/tun' (the kernel"
-    " still checks who may create an interface)",
-    errno.EPERM: "Operation not permitted; this sandbox or container forbids the device: allow it (docker run --device"
-    " /dev/net/tun, or 'c 10:200 rwm' in the device cgroup)",
+    errno.ENOENT: "No such file or directory; to fix it: mkdir -p /dev/net && mknod -m 0666 /dev/net/tun c 10 200 (in a"
+    " container: docker run --device /dev/net/tun)",
+    errno.ENODEV: "No such device; to fix it: modprobe tun",
+    errno.EACCES: "Permission denied; to fix it: chmod 0666 /dev/net/tun (the kernel still checks who may create an"
+    " interface), or run as root",
+    errno.EPERM: "Operation not permitted; to fix it: docker run --device /dev/net/tun (or allow 'c 10:200 rwm' in the"
+    " device cgroup)",
 }
 
 
