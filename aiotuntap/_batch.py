@@ -15,9 +15,7 @@ def as_batch(frames: Iterable[Frame]) -> Sequence[Frame]:
         TypeError: It is a single frame, or not an iterable.
     """
     if isinstance(frames, (bytes, bytearray, memoryview, str)):
-        raise TypeError(
-            f"write_frames takes a list of frames, not {type(frames).__name__}: write_frame takes one"
-        )
+        raise TypeError(f"write_frames takes a list of frames, not {type(frames).__name__}: write_frame takes one")
     if isinstance(frames, (list, tuple)):
         return frames
     try:

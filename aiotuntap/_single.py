@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Self
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 from ._errors import QueueClosedError
+from ._interface import Interface
 from ._queue import TuntapQueue
 from ._reader import DEFAULT_LIMIT
 from ._types import Frame, Owning
 
 
+class NoQueues(tuple[TuntapQueue, ...]):
+    """An empty tuple that explains itself: ``queues[0]`` before opening is a frequent mistake."""
+
+    def __new__(cls, why: Callable[[], Exception]) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, why: Callable[[], Exception]) -> None:
+        self._why = why
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return ()
+        raise IndexError(str(self._why()))
+
+
 class SingleQueue(Owning):
     """Passes each call on to the only open queue."""
 
-    __slots__ = ()
+    _interface: Interface
+    _queues: list[TuntapQueue]
 
     def _only(self) -> TuntapQueue:
         """The only open queue.
@@ -23,7 +40,22 @@ class SingleQueue(Owning):
             RuntimeError: The interface has several queues, or is not open yet.
             QueueClosedError: The interface, or its only queue, was closed by this program.
         """
-        raise NotImplementedError
+        if len(self._queues) == 1:
+            return self._queues[0]
+        if not self._queues:
+            raise self._why_none()
+        raise RuntimeError(
+            f"interface {self._interface.last_name!r} has {len(self._queues)} queues: choose one of 'queues', such as"
+            " queues[0], to read from or write to"
+        )
+
+    def _why_none(self) -> QueueClosedError | RuntimeError:
+        """The error for using a queue while none is open."""
+        try:
+            self._interface.check_open()
+        except (QueueClosedError, RuntimeError) as error:
+            return error
+        return self._interface.no_queue()
 
     async def read_frame(self) -> bytes:
         """Waits for the next frame: `TuntapQueue.read_frame` of the only queue.

@@ -1,22 +1,21 @@
-"""One interface and its queues: opening, adding, removing, adopting, settings."""
+"""One interface and its queues: opening, adding, removing, adopting, configuring."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import fcntl
-import grp
 import importlib
 import os
-import pwd
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Literal, NoReturn, Self
 
 from . import _abi, _engine
+from ._arguments import check_count, check_fd, check_flags, check_transparent
 from ._device import (
     AttachError,
     Opened,
@@ -35,7 +34,8 @@ from ._netns import Namespace, parse_namespace
 from ._offload.flags import check as check_offload
 from ._queue import TuntapQueue
 from ._reader import READ_BUFFER, parse_read_buffer, raise_wrong_caller
-from ._single import SingleQueue
+from ._settings import Settings
+from ._single import NoQueues, SingleQueue
 from ._threads import collect, outlast, run_in_thread
 from ._transparent import TransparentQueue
 from ._types import Link, LinkEvent, Mode, Offload, Stats
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ._netlink.watch import Watcher
 
 
-class AsyncTuntap(SingleQueue):
+class AsyncTuntap(SingleQueue, Settings):
     """A TUN or TAP interface whose queues are asynchronous streams of frames.
 
     ::
@@ -104,8 +104,8 @@ class AsyncTuntap(SingleQueue):
         self._queues: list[TuntapQueue] = []
         _abi.encode_name(name)
         mode = Mode(mode)
-        _check_count("queues", queues)
-        _check_flags(
+        check_count("queues", queues)
+        check_flags(
             multi_queue=multi_queue,
             exclusive=exclusive,
             packet_info=packet_info,
@@ -122,7 +122,7 @@ class AsyncTuntap(SingleQueue):
         self._read_buffer = parse_read_buffer(read_buffer)
         transparent = bool(offload) and not vnet_header
         if transparent:
-            _check_transparent(offload, packet_info)
+            check_transparent(offload, packet_info)
         options = Options(mode, multi_queue, exclusive, packet_info, vnet_header, offload, napi, carrier, transparent)
         self._interface = Interface(name, options, None if netns is None else parse_namespace(netns))
         self._queue_type = TransparentQueue if transparent else TuntapQueue
@@ -196,7 +196,7 @@ class AsyncTuntap(SingleQueue):
         """
         if not isinstance(fds, Iterable) or isinstance(fds, (str, bytes)):
             raise TypeError(f"fds must be a list of descriptors, not {fds!r}")
-        files = [QueueFile(_check_fd("descriptor", fd)) for fd in fds]
+        files = [QueueFile(check_fd("descriptor", fd)) for fd in fds]
         if not files:
             raise ValueError("fds must have at least one descriptor")
         if len({file.fd for file in files}) != len(files):
@@ -335,7 +335,7 @@ class AsyncTuntap(SingleQueue):
     @property
     def queues(self) -> tuple[TuntapQueue, ...]:
         """The open queues, including disabled ones, in the order they were opened."""
-        return tuple(self._queues) or _NoQueues(self._why_none)
+        return tuple(self._queues) or NoQueues(self._why_none)
 
     @property
     def closed(self) -> bool:
@@ -362,7 +362,7 @@ class AsyncTuntap(SingleQueue):
             RuntimeError: The interface is not open yet, or belongs to another thread or event loop.
             ValueError: *count* is less than 1, or the interface was opened with ``multi_queue=False``.
         """
-        _check_count("count", count)
+        check_count("count", count)
         self._check_open()
         if self._queues and not self._interface.options.multi_queue:
             raise ValueError(
@@ -499,24 +499,6 @@ class AsyncTuntap(SingleQueue):
         if asyncio.get_running_loop() is not self._loop:
             self._wrong_caller()
 
-    def _only(self) -> TuntapQueue:
-        if len(self._queues) == 1:
-            return self._queues[0]
-        if not self._queues:
-            raise self._why_none()
-        raise RuntimeError(
-            f"interface {self._interface.last_name!r} has {len(self._queues)} queues: choose one of 'queues', such as"
-            " queues[0], to read from or write to"
-        )
-
-    def _why_none(self) -> QueueClosedError | RuntimeError:
-        """The error for using a queue while none is open."""
-        try:
-            self._interface.check_open()
-        except (QueueClosedError, RuntimeError) as error:
-            return error
-        return self._interface.no_queue()
-
     def _wrong_caller(self) -> NoReturn:
         if self._loop is None:
             raise not_open(f"interface {self._interface.last_name!r}")
@@ -619,164 +601,10 @@ class AsyncTuntap(SingleQueue):
         finally:
             self._watchers.remove(watcher)
 
-    async def set_persist(self, persist: bool) -> None:
-        """Sets whether the interface stays when its last queue is closed.
-
-        Raises:
-            SetupError: The kernel refused.
-            DeviceGoneError: The interface was deleted.
-            QueueClosedError: The interface was closed by this program.
-            RuntimeError: The interface is not open yet, or belongs to another thread or event loop.
-            TypeError: *persist* is not a bool.
-        """
-        _check_flags(persist=persist)
-        self._set("persist", persist, lambda file: file.set_value(_abi.TUNSETPERSIST, int(persist)))
-
-    async def set_carrier(self, carrier: bool) -> None:
-        """Sets whether the interface has a carrier. The kernel applies it a few milliseconds later.
-
-        Raises:
-            SetupError: The kernel refused. EPERM means that no queue is enabled.
-            DeviceGoneError: The interface was deleted.
-            QueueClosedError: The interface was closed by this program.
-            RuntimeError: The interface is not open yet, or belongs to another thread or event loop.
-            TypeError: *carrier* is not a bool.
-        """
-        _check_flags(carrier=carrier)
-        self._set("carrier", carrier, lambda file: file.set_int(_abi.TUNSETCARRIER, int(carrier)))
-
-    async def set_owner(self, owner: int | str) -> None:
-        """Sets the user who may attach to the interface without privileges.
-
-        Args:
-            owner: Number or name of the user.
-
-        Raises:
-            SetupError: The kernel refused.
-            DeviceGoneError: The interface was deleted.
-            QueueClosedError: The interface was closed by this program.
-            RuntimeError: The interface is not open yet, or belongs to another thread or event loop.
-            ValueError, TypeError: The user does not exist, or *owner* is not a number from 0 to 4294967294 or a name.
-        """
-        uid = await _number_of(owner, "user", lambda name: pwd.getpwnam(name).pw_uid)
-        self._set("owner", owner, lambda file: file.set_value(_abi.TUNSETOWNER, uid))
-
-    async def set_group(self, group: int | str) -> None:
-        """Sets the group whose members may attach to the interface without privileges. If it has an owner, too, both must match.
-
-        Args:
-            group: Number or name of the group.
-
-        Raises:
-            SetupError: The kernel refused.
-            DeviceGoneError: The interface was deleted.
-            QueueClosedError: The interface was closed by this program.
-            RuntimeError: The interface is not open yet, or belongs to another thread or event loop.
-            ValueError, TypeError: The group does not exist, or *group* is not a number from 0 to 4294967294 or a name.
-        """
-        gid = await _number_of(group, "group", lambda name: grp.getgrnam(name).gr_gid)
-        self._set("group", group, lambda file: file.set_value(_abi.TUNSETGROUP, gid))
-
-    async def set_steering(self, program: int | None) -> None:
-        """Lets an eBPF program choose the queue for each frame.
-
-        Args:
-            program: Descriptor of a loaded program of type BPF_PROG_TYPE_SOCKET_FILTER, such as those that
-                `aiotuntap.bpf` makes. It may be closed afterwards. The value that it returns, modulo the number of
-                enabled queues, is the index of the queue in the kernel's order: the order of attaching, except that the
-                last queue takes the place of one that is closed or disabled. None restores the kernel's own choice.
-
-        Raises:
-            SetupError: The kernel refused, for example because the descriptor is not a program of that type.
-            DeviceGoneError: The interface was deleted.
-            QueueClosedError: The interface was closed by this program.
-            RuntimeError: The interface is not open yet, or belongs to another thread or event loop.
-            TypeError: *program* is neither a descriptor nor None.
-        """
-        descriptor = _program(program)
-        self._set("steering", program, lambda file: file.set_int(_abi.TUNSETSTEERINGEBPF, descriptor))
-
-    async def set_filter(self, program: int | None) -> None:
-        """Lets an eBPF program drop or cut frames on their way to the queues.
-
-        Args:
-            program: Descriptor of a loaded program of type BPF_PROG_TYPE_SOCKET_FILTER. The value that it returns is the
-                number of bytes of the frame to keep; 0 drops the frame. None removes the program that was set.
-
-        Raises:
-            SetupError: The kernel refused, for example because the descriptor is not a program of that type.
-            DeviceGoneError: The interface was deleted.
-            QueueClosedError: The interface was closed by this program.
-            RuntimeError: The interface is not open yet, or belongs to another thread or event loop.
-            TypeError: *program* is neither a descriptor nor None.
-        """
-        descriptor = _program(program)
-        self._set("filter", program, lambda file: file.set_int(_abi.TUNSETFILTEREBPF, descriptor))
-
-    async def set_send_buffer(self, size: int) -> None:
-        """Limits the bytes that may be under way from each queue; at the limit, writing waits.
-
-        A frame counts until it has left the machine or reached its receiver, so the limit matters if frames are bridged
-        or forwarded to something slow. By default there is no limit.
-
-        Args:
-            size: In bytes, as the kernel counts them: more than the frames have.
-
-        Raises:
-            SetupError: The kernel refused.
-            DeviceGoneError: The interface was deleted.
-            QueueClosedError: The interface was closed by this program.
-            RuntimeError: The interface is not open yet, or belongs to another thread or event loop.
-            ValueError, TypeError: *size* is not a whole number from 1 to 2147483647.
-        """
-        _check_whole("size", size)
-        if not 1 <= size < 1 << 31:
-            raise ValueError(f"size must be 1 to 2147483647 bytes, not {size}")
-        self._check_open()
-        self._interface.set_send_buffer(size)
-
-    def _set(self, setting: str, value: object, change: Callable[[QueueFile], None]) -> None:
-        self._check_open()
-        self._interface.set(setting, value, change)
-
-
-class _NoQueues(tuple[TuntapQueue, ...]):
-    """An empty tuple that explains itself: ``queues[0]`` before opening is a frequent mistake."""
-
-    def __new__(cls, why: Callable[[], Exception]) -> Self:
-        return super().__new__(cls)
-
-    def __init__(self, why: Callable[[], Exception]) -> None:
-        self._why = why
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return ()
-        raise IndexError(str(self._why()))
-
 
 async def _import(module: str) -> ModuleType:
     """Imports a module that needs pyroute2, on a thread, because that takes long."""
     return await run_in_thread(lambda: importlib.import_module(f".{module}", __package__))
-
-
-async def _number_of(who: int | str, kind: str, look_up: Callable[[str], int]) -> int:
-    """The number of a user or group. A name is looked up on a thread, because that may ask a server on the network."""
-    if isinstance(who, str):
-        try:
-            return await run_in_thread(lambda: look_up(who))
-        except KeyError:
-            raise ValueError(f"{kind} {who!r} does not exist") from None
-    if not isinstance(who, int) or isinstance(who, bool):
-        raise TypeError(f"{kind} must be a number or a name, not {who!r}")
-    if not 0 <= who < 0xFFFFFFFF:  # the largest number means that none is set
-        raise ValueError(f"{kind} must be a number from 0 to 4294967294, not {who}")
-    return who
-
-
-def _program(program: int | None) -> int:
-    """The descriptor of an eBPF program; -1 removes one."""
-    return -1 if program is None else _check_fd("program", program)
 
 
 def _identify(file: QueueFile) -> _abi.Ifreq:
@@ -790,36 +618,3 @@ def _identify(file: QueueFile) -> _abi.Ifreq:
         raise SetupError(
             error.errno, f"descriptor {file.fd} is not a queue attached to a TUN/TAP interface: {error.strerror}"
         ) from error
-
-
-def _check_fd(what: str, fd: int) -> int:
-    if not isinstance(fd, int) or isinstance(fd, bool) or not 0 <= fd < 1 << 31:
-        raise TypeError(f"{what} must be a file descriptor, which is a number of at least 0, not {fd!r}")
-    return fd
-
-
-def _check_transparent(offload: Offload, packet_info: bool) -> None:
-    tunnels = offload & (Offload.UDP_TUNNEL | Offload.UDP_TUNNEL_CSUM)
-    if tunnels:
-        raise ValueError(
-            f"offload {tunnels} needs vnet_header=True, because super-frames inside a tunnel are not segmented here"
-        )
-    if packet_info:
-        raise ValueError("packet_info=True with offload needs vnet_header=True")
-
-
-def _check_flags(**flags: bool) -> None:
-    for what, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{what} must be True or False, not {flag!r}")
-
-
-def _check_whole(what: str, number: int) -> None:
-    if not isinstance(number, int) or isinstance(number, bool):
-        raise TypeError(f"{what} must be a whole number, not {number!r}")
-
-
-def _check_count(what: str, count: int) -> None:
-    _check_whole(what, count)
-    if count < 1:
-        raise ValueError(f"{what} must be at least 1, not {count}")
