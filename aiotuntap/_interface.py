@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from . import _abi
@@ -97,9 +97,9 @@ class Interface:
         value: object,
         change: Callable[[QueueFile], None],
         file: QueueFile | None = None,
-        hint: str = "",
+        fixes: Mapping[int, str] | None = None,
     ) -> None:
-        """Changes a setting through *file*, or through the first open queue.
+        """Changes a setting through *file*, or through the first open queue. *fixes* says what to do, by ``errno``.
 
         Raises:
             SetupError: The kernel refused.
@@ -117,7 +117,8 @@ class Interface:
         except OSError as error:
             if error.errno == errno.EBADFD:
                 raise gone(self.last_name) from error
-            raise cannot(f"set {setting} of {self.last_name!r} to {value}", error, hint) from error
+            fix = (fixes or {}).get(error.errno or 0, "")
+            raise cannot(f"set {setting} of {self.last_name!r} to {value}", error, fix) from error
 
     def set_send_buffer(self, size: int, file: QueueFile | None = None) -> None:
         """TUNSETSNDBUF, which changes the queues that are attached at that moment."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import grp
 import pwd
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from . import _abi
 from ._arguments import check_fd, check_flags, check_whole
@@ -12,6 +13,12 @@ from ._device import QueueFile
 from ._interface import Interface
 from ._threads import run_in_thread
 from ._types import Owning
+
+# What to do, by ``errno``.
+_NO_QUEUE = {errno.EPERM: "it takes at least one queue that is enabled"}
+_NOT_A_PROGRAM = dict.fromkeys(
+    (errno.EBADF, errno.EINVAL), "it must be the descriptor of a loaded program of type BPF_PROG_TYPE_SOCKET_FILTER"
+)
 
 
 class Settings(Owning):
@@ -47,7 +54,7 @@ class Settings(Owning):
             TypeError: *carrier* is not a bool.
         """
         check_flags(carrier=carrier)
-        self._set("carrier", carrier, lambda file: file.set_int(_abi.TUNSETCARRIER, int(carrier)))
+        self._set("carrier", carrier, lambda file: file.set_int(_abi.TUNSETCARRIER, int(carrier)), _NO_QUEUE)
 
     async def set_owner(self, owner: int | str) -> None:
         """Sets the user who may attach to the interface without privileges.
@@ -100,7 +107,7 @@ class Settings(Owning):
             TypeError: *program* is neither a descriptor nor None.
         """
         descriptor = _program(program)
-        self._set("steering", program, lambda file: file.set_int(_abi.TUNSETSTEERINGEBPF, descriptor))
+        self._set("steering", program, lambda file: file.set_int(_abi.TUNSETSTEERINGEBPF, descriptor), _NOT_A_PROGRAM)
 
     async def set_filter(self, program: int | None) -> None:
         """Lets an eBPF program drop or cut frames on their way to the queues.
@@ -117,7 +124,7 @@ class Settings(Owning):
             TypeError: *program* is neither a descriptor nor None.
         """
         descriptor = _program(program)
-        self._set("filter", program, lambda file: file.set_int(_abi.TUNSETFILTEREBPF, descriptor))
+        self._set("filter", program, lambda file: file.set_int(_abi.TUNSETFILTEREBPF, descriptor), _NOT_A_PROGRAM)
 
     async def set_send_buffer(self, size: int) -> None:
         """Limits the bytes that may be under way from each queue; at the limit, writing waits.
@@ -141,9 +148,15 @@ class Settings(Owning):
         self._check_open()
         self._interface.set_send_buffer(size)
 
-    def _set(self, setting: str, value: object, change: Callable[[QueueFile], None]) -> None:
+    def _set(
+        self,
+        setting: str,
+        value: object,
+        change: Callable[[QueueFile], None],
+        fixes: Mapping[int, str] | None = None,
+    ) -> None:
         self._check_open()
-        self._interface.set(setting, value, change)
+        self._interface.set(setting, value, change, fixes=fixes)
 
 
 async def _number_of(who: int | str, kind: str, look_up: Callable[[str], int]) -> int:
