@@ -15,13 +15,13 @@ def as_batch(frames: Iterable[Frame]) -> Sequence[Frame]:
         TypeError: It is a single frame, or not an iterable.
     """
     if isinstance(frames, (bytes, bytearray, memoryview, str)):
-        raise TypeError(f"write_frames takes a list of frames, not {type(frames).__name__}: write_frame takes one")
+        raise TypeError(f"write_frames takes several frames, not {type(frames).__name__}: write_frame takes one")
     if isinstance(frames, (list, tuple)):
         return frames
     try:
         iterator = iter(frames)
     except TypeError:
-        raise TypeError(f"write_frames takes a list of frames, not {type(frames).__name__}") from None
+        raise TypeError(f"write_frames takes several frames, not {type(frames).__name__}") from None
     return list(iterator)
 
 
@@ -39,7 +39,7 @@ def note_end(error: Exception, count: int, left: Sequence[int], refused: dict[in
     """Adds notes to *error*: which frames of a batch of *count* were not written because of it."""
     error.add_note(f"{len(left)} of {count} frames were not written; the first is number {min(left)}")
     if refused:
-        error.add_note(f"of the others, the kernel refused these: {sorted(refused)}")
+        error.add_note(f"of the others, these were refused: {sorted(refused)}")
 
 
 def size_of(frame: Frame) -> int:

@@ -170,7 +170,7 @@ MISTAKES = [
             await tun.write_frames(b'hello')
         """,
         TypeError,
-        "write_frames takes a list of frames, not bytes: write_frame takes one",
+        "write_frames takes several frames, not bytes: write_frame takes one",
     ),
     Mistake(
         "interface that is down",

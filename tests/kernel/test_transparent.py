@@ -965,7 +965,7 @@ async def test_a_wrong_type_is_named_and_what_stood_before_it_is_written() -> No
         with Datagrams() as receiver:
             wrongs: list[Any] = ["text", 7, None, [b"", "text"]]
             for wrong in wrongs:
-                with pytest.raises(TypeError, match="a frame is a bytes-like object, or a list or tuple") as caught:
+                with pytest.raises(TypeError, match="a frame must be a bytes-like object, or a list or tuple") as caught:
                     await queue.write_frames([*frames[:3], b"", wrong, *frames[3:]])
                 assert caught.value.__notes__ == [
                     "4 of 8 frames were not written; the first is number 4",
@@ -985,7 +985,7 @@ async def test_a_wrong_type_is_named_and_what_stood_before_it_is_written() -> No
 
 @MODES
 async def test_single_frames_that_are_refused(mode: str) -> None:
-    wrong = {b"": "a frame of 0 bytes", bytes(65_536 + 22): "a frame of 65558 bytes"}
+    wrong = {b"": "on this interface, not 0:", bytes(65_536 + 22): "on this interface, not 65558:"}
     wrong[bytes(13) if mode == "tap" else b"\x75" + bytes(39)] = "the kernel refuses the frame"
     async with transparent(mode) as (_, queue):
         for frame, why in wrong.items():
@@ -1004,7 +1004,7 @@ async def test_the_largest_frames_are_those_without_offloads() -> None:
         plain = AsyncTuntap(mode=mode)._interface.options.max_frame
         async with transparent(mode) as (_, queue):
             with pytest.raises(
-                InvalidFrameError, match=f"{plain + 1} bytes: on this interface it must have 1 to {plain}"
+                InvalidFrameError, match=f"must have 1 to {plain} bytes on this interface, not {plain + 1}"
             ):
                 await queue.write_frame(bytes(plain + 1))
             await queue.write_frame(b"\x45" * plain)
