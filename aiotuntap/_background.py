@@ -103,7 +103,7 @@ class BackgroundWriter:
                 part = pieces[at : at + _MOST_PIECES]
                 taken = os.writev(self._fd, part)
                 done += taken
-                if taken < sum(map(len, part)):  # a disk that is about to be full; then the rest says so
+                if taken < sum(map(len, part)):  # the disk is nearly full: the next write raises
                     left = memoryview(b"".join(part))[taken:]
                     while left:
                         taken = os.write(self._fd, left)

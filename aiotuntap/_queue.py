@@ -121,7 +121,7 @@ class TuntapQueue(DescriptorStream[bytes]):
 
         Raises:
             SetupError: The interface has a single queue (``multi_queue=False``).
-            QueueClosedError: The queue was closed here.
+            QueueClosedError: The queue was closed by this program.
             DeviceGoneError: The interface was deleted.
             RuntimeError: Called from another thread or event loop than the one that the queue belongs to.
         """
@@ -132,7 +132,7 @@ class TuntapQueue(DescriptorStream[bytes]):
 
         Raises:
             SetupError: The interface has a single queue (``multi_queue=False``).
-            QueueClosedError: The queue was closed here.
+            QueueClosedError: The queue was closed by this program.
             DeviceGoneError: The interface was deleted.
             RuntimeError: Called from another thread or event loop than the one that the queue belongs to.
         """
