@@ -42,7 +42,7 @@ def open_namespace(netns: str) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise cannot(f"open network namespace {netns!r}", error, _how_to_get(netns, error)) from error
+        raise cannot(f"open network namespace {netns!r}", error, _how_to_get(netns, error)) from None
 
 
 def _how_to_get(netns: str, error: OSError) -> str:
