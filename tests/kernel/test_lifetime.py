@@ -133,7 +133,7 @@ async def test_what_cannot_be_adopted_stays_the_callers() -> None:
             mine = [node, reading, writing, good, good_too, stranger]
             for fds, error, match in (
                 ([node], SetupError, "not a queue attached"),
-                ([good, reading], SetupError, f"descriptor {reading} is not"),
+                ([good, reading], SetupError, f"descriptor {reading} must be open for both"),
                 ([good, stranger], SetupError, "must belong to one interface"),
                 ([], ValueError, "at least one"),
                 ([good, good], ValueError, "must not have a descriptor twice"),
