@@ -8,7 +8,7 @@ import fcntl
 import importlib
 import os
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from types import ModuleType, TracebackType
@@ -514,6 +514,8 @@ class AsyncTuntap(SingleQueue, Settings):
         mac: str | None = None,
         addresses: Sequence[str] | None = None,
         routes: Sequence[str] | None = None,
+        replace: bool = False,
+        ipv6: bool | None = None,
         master: str | None = None,
         txqueuelen: int | None = None,
         name: str | None = None,
@@ -521,18 +523,29 @@ class AsyncTuntap(SingleQueue, Settings):
     ) -> None:
         """Changes what is given and differs, and nothing else, over rtnetlink, in the namespace the interface is in now.
 
-        What is so already takes no privilege. Failed, settings made before stay made; cancelled, it ends when the
-        kernel has carried out what was asked. They are made in this order: the namespace, down, the
-        name, MTU, MAC and queue length, the master, addresses, up, routes.
+        It reads first: what is so already takes no privilege. Failed, settings made before stay made; cancelled, it
+        ends when the kernel has carried out what was asked. They are made in this order: the namespace, down, the name,
+        MTU, MAC and queue length, the master, IPv6, addresses, up, routes.
 
         Args:
             up: Administrative state.
             mtu: In bytes: 68 to 65535 (TUN) or 65521 (TAP).
             mac: As ``"02:00:00:00:00:01"``; TAP only.
-            addresses: To be there, as ``"10.0.0.1/24"`` or ``"fd00::1/64"``; one that is there already is no error,
-                and none is removed.
-            routes: To be there, as ``ip route`` writes them: ``"10.1.0.0/16"``, ``"default via 10.0.0.254"``,
-                ``"fd00:1::/64 via fd00::2 metric 50"``. None is removed.
+            addresses: To be there, as ``ip address`` writes them, without ``dev``: ``"10.0.0.1/24"``,
+                ``"10.0.0.1 peer 10.0.0.2/32"``, ``"fd00::1/64 nodad"``. After the address may follow ``peer``,
+                ``broadcast``, ``scope``, ``metric``, ``nodad`` and ``noprefixroute``. What an entry does not name may
+                be as it is; an address that is there and differs in what it does name is removed and added anew.
+            routes: To be there, as ``ip route`` writes them, without ``dev``: ``"10.1.0.0/16"``,
+                ``"default via 10.0.0.254"``, ``"fd00:1::/64 via fd00::2 metric 50 table 51820"``. After the destination
+                may follow ``via``, ``src``, ``metric``, ``table``, ``mtu``, ``scope`` and ``onlink``. ``default`` is
+                of IPv6 if what follows is. Names of tables are ``main``, ``local`` and ``default``. What an entry does
+                not name may be as it is; a route that differs in what it does name is removed and added anew.
+            replace: Makes *addresses* and *routes* exactly these: the others on this interface are removed, routes in
+                every table. What is None is not touched, ``[]`` removes all. What the kernel makes by itself stays:
+                IPv6 link-local addresses, what router advertisements and redirects bring, and the routes that belong
+                to an address; so does an IPv4 route with several gateways.
+            ipv6: False turns IPv6 off on this interface: it loses its IPv6 addresses and routes, and the kernel sends
+                no router solicitations, neighbour discovery or multicast reports by itself. True turns it on again.
             master: Name of the bridge, or other interface, to become a port of; ``""`` to leave it.
             txqueuelen: Frames that the kernel keeps for each queue until they are read. More are dropped.
             name: A new name. Kernels before 6.2 take it only while the interface is down.
@@ -543,6 +556,7 @@ class AsyncTuntap(SingleQueue, Settings):
             SetupError: The kernel refused; names the setting, the interface and the reason.
             ValueError, TypeError: A value makes no sense by itself. Nothing was changed.
             DeviceGoneError: The interface was deleted.
+            QueueClosedError: It was closed here.
         """
         self._check_open()
         configuring = await _import("_netlink.configure")
@@ -552,6 +566,8 @@ class AsyncTuntap(SingleQueue, Settings):
             mac=mac,
             addresses=addresses,
             routes=routes,
+            replace=replace,
+            ipv6=ipv6,
             master=master,
             txqueuelen=txqueuelen,
             name=name,
@@ -565,9 +581,12 @@ class AsyncTuntap(SingleQueue, Settings):
     async def link(self) -> Link:
         """The interface as the kernel describes it now.
 
+        Cancelled, it ends when the kernel has answered.
+
         Raises:
             DeviceGoneError: It was deleted.
             SetupError: The kernel refused, or this process has no descriptors left.
+            QueueClosedError: It was closed here.
         """
         self._check_open()
         links = await _import("_netlink.link")
@@ -575,29 +594,53 @@ class AsyncTuntap(SingleQueue, Settings):
         self._interface.index = link.index
         return link
 
-    async def watch(self) -> AsyncIterator[LinkEvent]:
+    async def ready(self) -> None:
+        """Waits until the interface is up and every address can be used; returns at once where that is so.
+
+        An IPv6 address is tentative until the kernel has asked whether another machine on the link has it, which takes
+        about a second, and begins when the interface is up and has a carrier. While the interface is down, this waits
+        and says so once in the log. IPv4 addresses can be used at once. Cancelling changes nothing.
+
+        Raises:
+            SetupError: Another machine on the link has one of the addresses (EADDRINUSE); or the kernel refused.
+            DeviceGoneError: The interface was deleted.
+            QueueClosedError: It was closed here.
+        """
+        self._check_open()
+        with self._watching(await _import("_netlink.watch")) as (watching, watcher):
+            index = await watching.until_ready(watcher, self._interface.where, self._interface.index or 0)
+            self._check_open()  # closing ends the wait
+            self._interface.index = index
+
+    async def watch(self) -> AsyncGenerator[LinkEvent, None]:
         """What changes on the interface from now on, in order, in whichever namespace it is.
 
         Ends after DELETED, or when the interface is closed here. Several may watch at once: each gets every event.
         Something that changes forth and back between two looks of a program that was too slow for the kernel may be
         missed, and so may what happens while 64 notifications wait for a program that does not read its events; the
-        state in the next event is right all the same.
+        state in the next event is right all the same. What ends before the interface does stops watching at once if it
+        closes the generator: ``async with contextlib.aclosing(tun.watch()) as events``.
 
         Raises:
             SetupError: The kernel refused, or this process has no descriptors left.
             QueueClosedError: The interface was closed here before watching began.
         """
         self._check_open()
-        watching = await _import("_netlink.watch")
-        if self.closed:  # meanwhile
-            return
-        watcher = watching.Watcher()
-        self._watchers.append(watcher)
-        try:
+        with self._watching(await _import("_netlink.watch")) as (watching, watcher):
             async with aclosing(watching.events(watcher, self._interface.where, self._interface.index or 0)) as events:
                 async for event in events:
                     self._interface.index = event.link.index
                     yield event
+
+    @contextmanager
+    def _watching(self, watching: ModuleType) -> Iterator[tuple[ModuleType, Watcher]]:
+        """A new watcher, which ends when the interface is closed here."""
+        watcher: Watcher = watching.Watcher()
+        self._watchers.append(watcher)
+        if self.closed:  # meanwhile
+            watcher.end()
+        try:
+            yield watching, watcher
         finally:
             self._watchers.remove(watcher)
 

@@ -127,11 +127,18 @@ class Link:
     carrier: bool
     #: Frames that the kernel keeps for each queue until they are read.
     txqueuelen: int
-    #: Index of the bridge or other interface that this one is a port of.
-    master: int | None
+    #: Name of the bridge or other interface that this one is a port of.
+    master: str | None
     counters: Counters
-    #: With prefix length, as ``"10.0.0.1/24"``.
+    #: As `AsyncTuntap.configure` takes them: ``"10.0.0.1/24"``, ``"10.0.0.1 peer 10.0.0.2/32"``.
     addresses: tuple[str, ...] = ()
+    #: Those of them that cannot be used yet, since the kernel still asks whether another machine on the link has them
+    #: (duplicate address detection, IPv6 only). See `AsyncTuntap.ready`.
+    tentative: tuple[str, ...] = ()
+    #: Those of them that cannot be used because another machine on the link has them.
+    duplicates: tuple[str, ...] = ()
+    #: Whether IPv6 is on. The kernel sends no notification of it: in the events of `AsyncTuntap.watch` it may be late.
+    ipv6: bool = False
     #: None for what is not a TUN/TAP interface.
     mode: Mode | None = None
     packet_info: bool = False
@@ -153,6 +160,8 @@ class Change(enum.StrEnum):
     DOWN = "down"
     CARRIER = "carrier"
     MTU = "mtu"
+    MAC = "mac"
+    MASTER = "master"
     RENAMED = "renamed"
     ADDRESS_ADDED = "address added"
     ADDRESS_REMOVED = "address removed"
@@ -167,7 +176,8 @@ class LinkEvent:
     kind: Change
     #: How the interface is after it. For DELETED, how it was last.
     link: Link
-    #: The new name, MTU or index (MOVED), whether there is a carrier, or the address in question.
+    #: The new name, MTU, MAC address, master (a name, None for none) or index (MOVED); whether there is a carrier; the
+    #: address that was added or removed. None for UP, DOWN and DELETED.
     value: str | int | bool | None = None
 
 

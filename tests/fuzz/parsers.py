@@ -20,7 +20,8 @@ from random import Random
 
 from aiotuntap import InvalidFrameError, Mode, Offload, VnetHeader, _abi
 from aiotuntap._address import Address, split
-from aiotuntap._netlink import messages
+from aiotuntap._netlink import messages, requests
+from aiotuntap._netlink.iproute import parse_address, parse_route
 from aiotuntap._netns import parse_namespace
 from aiotuntap._offload import coalesce as merge_in_python
 from aiotuntap._offload import layout
@@ -72,7 +73,7 @@ def _netlink(data: bytes) -> None:
     for message in messages.split(data):
         messages.index_of(message)
         messages.decode_change(message)
-        messages.decode_route(message)
+        messages.decode_routes(message)
         messages.error_of(message)
 
 
@@ -81,9 +82,10 @@ def _netlink_seeds() -> list[bytes]:
         return bytes(request[:4]) + struct.pack("=H", kind) + bytes(request[6:])
 
     return [
-        as_news(messages.set_link(7, up=True, mtu=1400, name="vpn0"), 16),
-        as_news(messages.new_address(7, ip_interface("10.0.0.1/24")), 20),
-        as_news(messages.new_address(7, ip_interface("fd00::1/64")), 20),
+        as_news(requests.set_link(7, up=True, mtu=1400, name="vpn0"), 16),
+        as_news(requests.new_address(7, parse_address("10.0.0.1/24 brd + metric 7")), 20),
+        as_news(requests.new_address(7, parse_address("fd00::1/64 nodad")), 20),
+        as_news(requests.new_route(7, parse_route("10.1.0.0/16 via 10.0.0.2 src 10.0.0.1 mtu 1400 table 1000")), 24),
     ]
 
 
@@ -123,6 +125,12 @@ def parsers() -> dict[str, Parser]:
         "coalesce, TUN": Parser(runs[Mode.TUN], partial(_coalesce, Mode.TUN), head=400),
         "coalesce, TAP": Parser(runs[Mode.TAP], partial(_coalesce, Mode.TAP), head=400),
         "netlink": Parser(_netlink_seeds(), _netlink, (struct.error, ValueError, OverflowError)),
+        "ip address": Parser(
+            [b"10.0.0.1 peer 10.0.0.2/30 brd + metric 7", b"fd00::1/64 nodad"], _text(parse_address), (ValueError,)
+        ),
+        "ip route": Parser(
+            [b"default via 10.0.0.1 table 7", b"fd00::/8 src fd00::1 mtu 1400"], _text(parse_route), (ValueError,)
+        ),
         "Address": Parser([b"192.0.2.1:51820", b"[fd00::1]:51820", b"[fe80::1%lo]:1"], _text(Address), (ValueError,)),
         "address and port": Parser([b"192.0.2.1:51820", b":51820"], _text(split), (ValueError,)),
         "namespace": Parser([b"blue", b"/proc/1/ns/net"], _text(parse_namespace), (ValueError,)),

@@ -458,7 +458,7 @@ async def test_the_kernel_takes_whatever_is_merged(mode: Mode, napi: bool) -> No
     ("there", "asked", "match"),
     [
         ({}, {"offload": ALL}, "vnet_header=False, and offloads need a header"),
-        ({"offload": ALL}, {}, "vnet_header=True: open it so"),
+        ({"offload": ALL}, {}, "vnet_header=True: open it with vnet_header=True, or remove"),
         ({"vnet_header": True, "offload": ALL | TUNNEL}, {"offload": ALL}, "headers of 24 bytes, and these .* need 10"),
     ],
 )

@@ -965,7 +965,9 @@ async def test_a_wrong_type_is_named_and_what_stood_before_it_is_written() -> No
         with Datagrams() as receiver:
             wrongs: list[Any] = ["text", 7, None, [b"", "text"]]
             for wrong in wrongs:
-                with pytest.raises(TypeError, match="a frame must be a bytes-like object, or a list or tuple") as caught:
+                with pytest.raises(
+                    TypeError, match="a frame must be a bytes-like object, or a list or tuple"
+                ) as caught:
                     await queue.write_frames([*frames[:3], b"", wrong, *frames[3:]])
                 assert caught.value.__notes__ == [
                     "4 of 8 frames were not written; the first is number 4",

@@ -64,6 +64,28 @@ async def told(events: list[LinkEvent], *expected: Told) -> None:
     events.clear()
 
 
+async def some(events: list[LinkEvent]) -> list[LinkEvent]:
+    """Waits until there are events, and takes them."""
+    async with asyncio.timeout(3):
+        while not events:
+            await asyncio.sleep(0.01)
+    found = events.copy()
+    events.clear()
+    return found
+
+
+@contextlib.contextmanager
+def bridges(count: int) -> Iterator[list[str]]:
+    names = [unique("br") for _ in range(count)]
+    for name in names:
+        ip("link", "add", name, "type", "bridge")
+    try:
+        yield names
+    finally:
+        for name in names:
+            ip("link", "del", name, check=False)
+
+
 async def test_each_kind_of_change() -> None:
     async with AsyncTuntap(unique(), mode="tap") as interface, watching(interface) as events:
         old, new = interface.name, unique("new")
@@ -404,13 +426,41 @@ async def test_an_idle_watcher_costs_nothing() -> None:
         assert await idle_share() < 0.05
 
 
-async def test_leaving_a_bridge_is_not_a_deletion() -> None:
-    bridge = unique("br")
-    ip("link", "add", bridge, "type", "bridge")
-    try:
+async def test_another_master() -> None:
+    """Leaving a bridge is told in the same kind of message as a deletion, and is none."""
+    with bridges(2) as (one, other):
         async with AsyncTuntap(unique(), mode="tap") as interface, watching(interface) as events:
-            await interface.configure(master=bridge)
-            await interface.configure(master="")
-            await told(events)
-    finally:
-        ip("link", "del", bridge)
+            for master in (one, other):
+                ip("link", "set", interface.name, "master", master)
+                await told(events, (Change.MASTER, master))
+                assert (await interface.link()).master == master
+                ip("link", "set", interface.name, "mtu", "1400" if master is one else "1300")
+                (event,) = await some(events)
+                assert event.kind is Change.MTU and event.link.master == master
+                ip("link", "set", interface.name, "nomaster")
+                await told(events, (Change.MASTER, None))
+            ip("link", "set", interface.name, "master", one)
+            await told(events, (Change.MASTER, one))
+            ip("link", "del", one)
+            await told(events, (Change.MASTER, None))
+
+
+async def test_another_mac() -> None:
+    async with AsyncTuntap(unique(), mode="tap") as interface, watching(interface) as events:
+        for mac in ("02:00:00:00:aa:01", "02:00:00:00:aa:02"):
+            ip("link", "set", interface.name, "address", mac)
+            await told(events, (Change.MAC, mac))
+        await interface.configure(mac="02:00:00:00:AA:02")
+        await told(events)
+
+
+async def test_closing_the_generator_stops_watching() -> None:
+    async with tap() as interface:
+        async with contextlib.aclosing(interface.watch()) as events:
+            first = asyncio.ensure_future(_next(events))
+            while not _watchers():
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            ip("link", "set", interface.name, "mtu", "1400")
+            assert (await first).kind is Change.MTU
+        assert _watchers() == 0
