@@ -22,7 +22,7 @@ help:
 	@echo 'make test-kernels    all tests on other kernels of Debian: KERNELS="5.10 6.1" by default, also 6.12'
 	@echo 'make test-machines   the tests without the kernel on other processors: MACHINES="arm64 s390x" by default'
 	@echo 'make test-systemd    the systemd service of the documentation, under a systemd that boots in a container'
-	@echo 'make lint    ruff, mypy, codespell'
+	@echo 'make lint    ruff, mypy, pyright, codespell'
 	@echo 'make docs    the documentation as HTML in docs/_build'
 	@echo 'make bench   the figures in the README; ARGS=--help lists the benchmarks'
 	@echo 'make sanitize  the C extension under sanitizers, and on other processors'
@@ -50,6 +50,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@cd docs && PYTHONPATH=.. ../$(BIN)/pyright --pythonpath ../$(BIN)/python --verifytypes aiotuntap --ignoreexternal
 	$(BIN)/codespell
 
 docs: $(VENV)/.docs

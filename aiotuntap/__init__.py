@@ -45,3 +45,5 @@ __all__ = [
     "create_tuntap_endpoint",
     "segment",
 ]
+
+__version__ = "0.1.0.dev0"

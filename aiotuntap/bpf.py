@@ -140,7 +140,7 @@ class Program(Owning):
     def __init__(self, instructions: Iterable[Instruction]) -> None:
         self._fd = -1
         #: The packed instructions, eight bytes each.
-        self.code = b"".join(each.pack() for each in instructions)
+        self.code: bytes = b"".join(each.pack() for each in instructions)
         if not self.code:
             raise ValueError("instructions must have at least one instruction, not none")
 

@@ -21,7 +21,7 @@ from ._address import Address, AnyAddress, split, to_text
 from ._batch import size_of
 from ._datagrams import send_pieces
 from ._descriptor import DescriptorStream
-from ._errors import DeviceGoneError, InvalidFrameError, LinkDownError, QueueClosedError
+from ._errors import DeviceGoneError, InvalidFrameError, LinkDownError, QueueClosedError, closed, not_open
 from ._frames import LOOK, MOST, WRONG_THREAD, keep_freed_memory
 from ._netns import parse_namespace
 from ._reader import DEFAULT_LIMIT, READ_BUFFER, parse_read_buffer
@@ -361,7 +361,7 @@ class UdpStream(DescriptorStream[Any]):
         if not self._thread:
             if self._closed:
                 raise _closed()
-            raise RuntimeError(f"{self!r} was not opened: use 'async with', or await open()")
+            raise not_open(repr(self))
         super()._wrong_caller()
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -638,7 +638,7 @@ class UdpStream(DescriptorStream[Any]):
 
 
 def _closed() -> QueueClosedError:
-    return QueueClosedError("this UdpStream is closed")
+    return closed("this UdpStream")
 
 
 def _reason(number: int) -> str:

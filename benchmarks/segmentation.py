@@ -9,7 +9,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from aiotuntap import coalesce, segment
+from aiotuntap import Mode, coalesce, segment
 
 from .report import ratio, table
 from .super_frames import Flow, frames, super_frame
@@ -65,16 +65,16 @@ def _cases() -> dict[str, _Case]:
 
 
 def _segment(flow: Flow, count: int, size: int) -> _Case:
-    frame, mode = super_frame(flow, count, size), flow.mode
+    frame, mode = super_frame(flow, count, size), Mode(flow.mode)
     assert len(segment(frame, mode)) == count
     return _Case(lambda: segment(frame, mode), count, count * size)
 
 
 def _coalesce(flow: Flow, sizes: list[int], writes: int = 1) -> _Case:
-    return _coalesce_batch(frames(flow, sizes, len(sizes) // writes), writes, sum(sizes), flow.mode)
+    return _coalesce_batch(frames(flow, sizes, len(sizes) // writes), writes, sum(sizes), Mode(flow.mode))
 
 
-def _coalesce_batch(batch: list[bytes], result: int, payload: int, mode: str = "tun") -> _Case:
+def _coalesce_batch(batch: list[bytes], result: int, payload: int, mode: Mode = Mode.TUN) -> _Case:
     assert len(coalesce(batch, mode)) == result
     return _Case(lambda: coalesce(batch, mode), len(batch), payload)
 

@@ -369,7 +369,7 @@ PyObject *send_batch(PyObject *module, PyObject *const *args, Py_ssize_t given)
         address_size = PyBytes_Size(args[6]);
     }
     if (start < 0) {
-        PyErr_SetString(PyExc_TypeError, "start is below 0");
+        PyErr_SetString(PyExc_TypeError, "start must be at least 0");
         return NULL;
     }
     if (most > MOST_IN_BATCH)
@@ -381,7 +381,7 @@ PyObject *send_batch(PyObject *module, PyObject *const *args, Py_ssize_t given)
         union name name;
 
         if (address && !address_message(&header, &control, &name, address, address_size)) {
-            PyErr_SetString(PyExc_TypeError, "not an address");
+            PyErr_SetString(PyExc_TypeError, "the address must be an Address or None");
             return NULL;
         }
         make_run(&run, args[5], at, end, largest, together);

@@ -198,7 +198,7 @@ static PyObject *write_batch(PyObject *module, PyObject *const *args, Py_ssize_t
     if ((start == -1 && PyErr_Occurred()) || (size = PySequence_Size(args[4])) < 0)
         return NULL;
     if (start < 0) {
-        PyErr_SetString(PyExc_TypeError, "start is below 0");
+        PyErr_SetString(PyExc_TypeError, "start must be at least 0");
         return NULL;
     }
     if (most > MOST_IN_BATCH)

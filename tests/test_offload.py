@@ -28,9 +28,9 @@ WRONG = [
     (TUNNEL, "Offload.CSUM"),
     (TUNNEL_CSUM, "Offload.CSUM"),
     (TSO4 | TSO6 | ECN | USO | TUNNEL | TUNNEL_CSUM, "Offload.CSUM"),
-    (CSUM | USO4, "USO4 and USO6 go only together"),
-    (CSUM | USO6, "USO4 and USO6 go only together"),
-    (ALL & ~USO6, "USO4 and USO6 go only together"),
+    (CSUM | USO4, "USO4 and USO6 must be given together"),
+    (CSUM | USO6, "USO4 and USO6 must be given together"),
+    (ALL & ~USO6, "USO4 and USO6 must be given together"),
     (CSUM | ECN, "ECN needs TSO4 or TSO6"),
     (CSUM | USO | ECN, "ECN needs TSO4 or TSO6"),
     (CSUM | TUNNEL, "UDP_TUNNEL needs TSO4, TSO6, or USO4 and USO6"),
@@ -85,7 +85,7 @@ def test_only_flags_are_offloads() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"offload": CSUM, "packet_info": True}, "packet_info=True need vnet_header=True"),
+        ({"offload": CSUM, "packet_info": True}, "packet_info=True with offload needs vnet_header=True"),
         ({"offload": CSUM | TSO4 | TUNNEL}, "Offload.UDP_TUNNEL needs vnet_header=True"),
         ({"offload": ALL | TUNNEL | TUNNEL_CSUM}, "UDP_TUNNEL_CSUM.* needs vnet_header=True"),
     ],

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from .. import _abi, _engine
+from .._device import MAKE_NODE, NODE_FIXES
 from .facts import Facts, Node, Package, RunningEngine, UserNamespace
 
 
@@ -53,9 +54,6 @@ def _refused(name: str, number: int, detail: str, fix: str) -> Check:
     return Check(name, False, detail, fix, errno.errorcode.get(number))
 
 
-_MAKE_NODE = "mkdir -p /dev/net && mknod -m 0666 /dev/net/tun c 10 200"
-
-
 def check_node(node: Node) -> Check:
     looks = "" if node.mode is None else f"{stat.filemode(node.mode)} {node.device[0]}:{node.device[1]}"
     if node.opens:
@@ -69,23 +67,20 @@ def _problem_of_node(node: Node, looks: str) -> tuple[str, str]:
     if node.mode is None:
         if refused == errno.EACCES:
             return f"this user may not enter the directory of {path}", "chmod 0755 /dev/net, or run as root"
-        fix = f"{_MAKE_NODE} (in a container: docker run --device {path})"
-        return f"{path} does not exist: no interface can be opened", fix
+        return f"{path} does not exist: no interface can be opened", NODE_FIXES[errno.ENOENT]
     if not node.exact:
-        return f"{path} must be character device 10:200, not {looks}", f"rm {path} && {_MAKE_NODE}"
+        return f"{path} must be character device 10:200, not {looks}", f"rm {path} && {MAKE_NODE}"
     if refused == errno.EACCES:
-        fix = f"chmod 0666 {path} (the kernel still checks who may create an interface), or run as root"
-        return f"this user may not open {path} ({looks})", fix
+        return f"this user may not open {path} ({looks})", NODE_FIXES[refused]
     if refused == errno.EPERM:
-        fix = f"docker run --device {path} (or allow 'c 10:200 rwm' in the device cgroup)"
-        return f"{path} exists ({looks}), but the sandbox or container does not allow opening it", fix
+        return f"{path} exists ({looks}), but the sandbox or container does not allow opening it", NODE_FIXES[refused]
     if refused in (errno.ENODEV, errno.ENXIO):
-        return f"{path} is correct ({looks}), but the TUN/TAP driver is not loaded", "modprobe tun"
+        return f"{path} is correct ({looks}), but the TUN/TAP driver is not loaded", NODE_FIXES[refused]
     return f"{path} ({looks}) cannot be opened: {os.strerror(refused)}", "run as root"
 
 
 def check_driver(node: Node) -> Check:
-    name, fix = "driver", "modprobe tun"
+    name, fix = "driver", NODE_FIXES[errno.ENODEV]
     if node.opens or node.registered:
         return Check(name, True, "the kernel has the TUN/TAP driver")
     if node.exact and node.refused in (errno.ENODEV, errno.ENXIO):

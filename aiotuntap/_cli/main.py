@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from .. import __version__
 from .._errors import TuntapError
 
 
@@ -35,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="aiotuntap", description="Checks and shows the TUN/TAP interfaces of this machine."
     )
+    parser.add_argument("--version", action="version", version=f"aiotuntap {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     doctor = commands.add_parser(

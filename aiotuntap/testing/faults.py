@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, fields
 from random import Random
 
 from .._batch import size_of
-from .._errors import DeviceGoneError, InvalidFrameError, LinkDownError, QueueClosedError, TuntapError
+from .._errors import DeviceGoneError, InvalidFrameError, LinkDownError, QueueClosedError, TuntapError, closed
 from .._reader import READ_BUFFER
 from .._types import Frame, PacketStream
 from .frame_by_frame import FrameByFrame
@@ -354,7 +354,7 @@ class FaultyStream(FrameByFrame):
 
 
 def _closed() -> QueueClosedError:
-    return QueueClosedError("this FaultyStream is closed")
+    return closed("this FaultyStream")
 
 
 def _gone() -> DeviceGoneError:

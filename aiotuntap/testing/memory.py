@@ -8,7 +8,7 @@ from collections import deque
 from random import Random
 
 from .._batch import size_of
-from .._errors import DeviceGoneError, InvalidFrameError, QueueClosedError
+from .._errors import DeviceGoneError, InvalidFrameError, closed
 from .._types import Frame
 from .frame_by_frame import FrameByFrame
 from .wire import Wire
@@ -55,9 +55,9 @@ class MemoryStream(FrameByFrame):
         #: When the other end has sent the last bit of its last frame.
         self._sent_until = 0.0
         #: How many frames to this end were dropped because it was full: see ``capacity``.
-        self.dropped = 0
+        self.dropped: int = 0
         #: How many frames to this end were lost: see ``loss``.
-        self.lost = 0
+        self.lost: int = 0
 
     @property
     def closed(self) -> bool:
@@ -75,7 +75,7 @@ class MemoryStream(FrameByFrame):
         """
         size = size_of(frame)
         if self._closed:
-            raise QueueClosedError("this end of the pair is closed")
+            raise closed("this end of the pair")
         if self._peer._closed:
             raise _gone()
         if not 0 < size <= _MAX_FRAME:
@@ -93,7 +93,7 @@ class MemoryStream(FrameByFrame):
         self._wire.cut()
         self._ring.clear()
         self._buffer.clear()
-        self._end(QueueClosedError("this end of the pair is closed"))
+        self._end(closed("this end of the pair"))
         peer = self._peer
         if not peer._closed:
             peer._wire.send(None)

@@ -79,7 +79,8 @@ class Trial:
         self.stream = stream
         self.far = far
         self.terms = terms
-        self.delay, self.each = pace
+        self.delay: float = pace[0]
+        self.each: float = pace[1]
         self._next = 0
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -308,7 +309,7 @@ class Others:
     """A task that counts how often other tasks of the loop can run."""
 
     def __init__(self, trial: Trial) -> None:
-        self.turns = 0
+        self.turns: int = 0
         trial.start(self._take_turns())
 
     async def _take_turns(self) -> None:

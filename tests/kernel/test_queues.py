@@ -114,7 +114,7 @@ async def test_removing_refuses_what_is_not_its_own_before_it_closes_anything() 
         await one.aclose()
         for wrong, match in (
             ((two, one), "closed already"),
-            ((two, *other.queues), "another interface"),
+            ((two, *other.queues), f"is not a queue of '{interface.name}'"),
             ((two, two), "twice"),
         ):
             with pytest.raises(ValueError, match=match):
@@ -190,7 +190,7 @@ async def test_one_failing_close_does_not_keep_the_others_open(monkeypatch: pyte
                 raise OSError(errno.EIO, "made to fail")
 
         monkeypatch.setattr(os, "close", close)
-        with pytest.raises(ExceptionGroup, match="did not close cleanly"):
+        with pytest.raises(ExceptionGroup, match="closing some descriptors failed"):
             await interface.remove_queues(*queues)
         monkeypatch.undo()
         assert all(queue.closed for queue in queues) and len(interface.queues) == 1

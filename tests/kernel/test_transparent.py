@@ -67,7 +67,7 @@ UDP_SEGMENT, UDP_GRO, ETH_P_ALL, ETH_P_IP, SOL_PACKET, PACKET_VNET_HDR = 103, 10
 KERNEL = {4: "10.0.0.2", 6: "fd00::2"}
 BEYOND = {4: "10.0.0.1", 6: "fd00::1"}
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-MODES = pytest.mark.parametrize("mode", ["tun", "tap"])
+MODES = pytest.mark.parametrize("mode", list(Mode))
 
 
 @asynccontextmanager
@@ -75,7 +75,7 @@ async def transparent(
     mode: str = "tun", *, ipv6: bool = False, **options: Any
 ) -> AsyncIterator[tuple[AsyncTuntap, TuntapQueue]]:
     """An interface on which the kernel is 10.0.0.2 and fd00::2, with a way to 10.0.0.1 and fd00::1."""
-    async with AsyncTuntap(unique(), mode=mode, **{"offload": Offload.ALL, **options}) as interface:
+    async with AsyncTuntap(unique(), mode=Mode(mode), **{"offload": Offload.ALL, **options}) as interface:
         if ipv6:
             turn_on_ipv6(interface.name)
         addresses = [f"{KERNEL[4]}/24"] + [f"{KERNEL[6]}/64"] * ipv6
@@ -265,7 +265,7 @@ async def forward(here: TuntapQueue, there: TuntapQueue, seen: list[bytes]) -> N
 
 
 @MODES
-async def test_streams_of_every_kind_between_two_interfaces(mode: str) -> None:
+async def test_streams_of_every_kind_between_two_interfaces(mode: Mode) -> None:
     """From a kernel that sends super-frames to one that takes them, and what goes between is fit for any wire."""
     there: list[bytes] = []
     back: list[bytes] = []
@@ -965,7 +965,9 @@ async def test_a_wrong_type_is_named_and_what_stood_before_it_is_written() -> No
         with Datagrams() as receiver:
             wrongs: list[Any] = ["text", 7, None, [b"", "text"]]
             for wrong in wrongs:
-                with pytest.raises(TypeError, match="a frame is a bytes-like object, or a list or tuple") as caught:
+                with pytest.raises(
+                    TypeError, match="a frame must be a bytes-like object, or a list or tuple"
+                ) as caught:
                     await queue.write_frames([*frames[:3], b"", wrong, *frames[3:]])
                 assert caught.value.__notes__ == [
                     "4 of 8 frames were not written; the first is number 4",
@@ -985,7 +987,7 @@ async def test_a_wrong_type_is_named_and_what_stood_before_it_is_written() -> No
 
 @MODES
 async def test_single_frames_that_are_refused(mode: str) -> None:
-    wrong = {b"": "a frame of 0 bytes", bytes(65_536 + 22): "a frame of 65558 bytes"}
+    wrong = {b"": "on this interface, not 0:", bytes(65_536 + 22): "on this interface, not 65558:"}
     wrong[bytes(13) if mode == "tap" else b"\x75" + bytes(39)] = "the kernel refuses the frame"
     async with transparent(mode) as (_, queue):
         for frame, why in wrong.items():
@@ -1004,7 +1006,7 @@ async def test_the_largest_frames_are_those_without_offloads() -> None:
         plain = AsyncTuntap(mode=mode)._interface.options.max_frame
         async with transparent(mode) as (_, queue):
             with pytest.raises(
-                InvalidFrameError, match=f"{plain + 1} bytes: on this interface it must have 1 to {plain}"
+                InvalidFrameError, match=f"must have 1 to {plain} bytes on this interface, not {plain + 1}"
             ):
                 await queue.write_frame(bytes(plain + 1))
             await queue.write_frame(b"\x45" * plain)
