@@ -1,14 +1,10 @@
 """How Sphinx builds these pages: ``sphinx-build -W docs docs/_build``."""
 
-import tomllib
-from pathlib import Path
+import aiotuntap
 
-with (Path(__file__).parent.parent / "pyproject.toml").open("rb") as file:
-    _project = tomllib.load(file)["project"]
-
-project = _project["name"]
-release = version = _project["version"]
-author = "the aiotuntap authors"
+project = "aiotuntap"
+release = version = aiotuntap.__version__
+author = "aiotuntap contributors"
 copyright = author
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]

@@ -3,7 +3,7 @@
 # Runs the tests: as root directly, otherwise in a user namespace of their own where the kernel lets us make one.
 # Root can install a compiler, so both engines are tested then.
 # Without arguments for pytest these are all, on several processes at once (most tests wait more than they compute); the
-# ones that measure time come after the others.
+# ones that measure time come after the others. With COVERAGE=1 they are measured by coverage.py.
 set -eu
 python=$1
 shift
@@ -21,12 +21,15 @@ elif [ "$(id -u)" = 0 ]; then
 else
     echo '== NO C EXTENSION: ONLY THE ENGINE IN PYTHON IS TESTED'
 fi
+pytest='-m pytest'
+[ -z "${COVERAGE-}" ] || pytest='-m coverage run -m pytest'
 if [ $# = 0 ]; then
     workers=$(($(nproc) * 2))
     [ "$workers" -le 8 ] || workers=8
-    set -- sh -c '"$1" -m pytest -q -n "$2" -m "not alone" && exec "$1" -m pytest -q -m alone' sh "$python" "$workers"
+    set -- sh -c "'$python' $pytest -q -n $workers -m 'not alone' && exec '$python' $pytest -q -m alone"
 else
-    set -- "$python" -m pytest "$@"
+    # shellcheck disable=SC2086 # several words
+    set -- "$python" $pytest "$@"
 fi
 if [ "$(id -u)" = 0 ]; then
     exec "$@"

@@ -373,6 +373,7 @@ def test_headers_that_fill_a_frame_go_alone(mode: Mode, protocol: int, size: int
         assert groups([one.build(), head + rest, other.build()], mode) == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_no_memory_is_kept_for_headers_of_the_senders_choosing() -> None:
     """Neither of frames that are merged nor of others."""
     sizes = [*range(0, 200, 8), *range(0, 40_000, 200)]
@@ -901,6 +902,7 @@ def test_what_was_segmented_becomes_one_again(packet: Packet, size: int, count: 
     assert coalesce(pieces, packet.mode) == [frame]
 
 
+@pytest.mark.slow
 def test_more_frames_than_the_engine_takes_at_once() -> None:
     frames = [b"\x45"] * (2**20 + 1)
     assert coalesce(frames, "tun") == [bytes(10) + b"\x45"] * len(frames)

@@ -158,6 +158,7 @@ def test_merged_frames_are_the_same(data: st.DataObject) -> None:
     same_merged(frames, mode, data.draw(OFFLOADS), data.draw(HEADER_SIZES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_seeded_traffic_is_the_same(seed: int) -> None:
     """Longer batches than hypothesis makes, and more of them."""

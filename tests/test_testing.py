@@ -79,6 +79,7 @@ async def test_a_stream_around_another_conforms() -> None:
     await check_packet_stream(lambda: around(Through))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.stream.__name__)
 def test_each_fault_is_found_by_the_check_for_it(fault: Fault) -> None:
     terms = Terms(example_frame, (18, 65549), 1500, None, 300, patience=0.3)
@@ -171,15 +172,18 @@ class StopAndWait(Through):
         await super().write_frames(frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.005, 0.03])
 async def test_a_stream_with_latency_passes(seconds: float) -> None:
     await check_packet_stream(lambda: delayed(seconds), burst=110)
 
 
+@pytest.mark.slow
 async def test_a_stream_with_slow_calls_passes() -> None:
     await check_packet_stream(lambda: around(StopAndWait), burst=110)
 
 
+@pytest.mark.slow
 async def test_a_stream_with_a_small_buffer_and_mtu_passes() -> None:
     class Small(Through):
         def write_frame_nowait(self, frame: Any) -> None:

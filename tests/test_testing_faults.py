@@ -19,6 +19,7 @@ FRAMES = [example_frame(number) for number in range(400)]
 # -- memory_pair over a link -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_pair_with_latency_and_bandwidth_conforms() -> None:
     @asynccontextmanager
     async def pair() -> AsyncIterator[tuple[MemoryStream, MemoryStream]]:
