@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sybil import Document
-from sybil.parsers.markdown import SkipParser
-from sybil.parsers.myst import CodeBlockParser
+from sybil.parsers.myst import CodeBlockParser, SkipParser
+from sybil.typing import Parser
 
 ROOT = Path(__file__).parents[2]
 #: Pages of which every block runs.
@@ -58,7 +58,7 @@ class Section:
 def _no_evaluation(example: Any) -> None: ...
 
 
-_PARSERS = [*(CodeBlockParser(language, _no_evaluation) for language in LANGUAGES), SkipParser()]
+_PARSERS: list[Parser] = [*(CodeBlockParser(language, _no_evaluation) for language in LANGUAGES), SkipParser()]
 
 
 def sections(page: str) -> list[Section]:

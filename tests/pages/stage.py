@@ -62,6 +62,7 @@ class Stage:
         self.folder = folder
         self.output = ""
         self._names: dict[str, Any] = {"__name__": "page", "page": self}
+        self._printed = io.StringIO()
         self._programs: list[Program] = []
         (folder / "examples").symlink_to(ROOT / "examples")
         for each in sections(section.page):
@@ -103,30 +104,33 @@ class Stage:
         asyncio.get_running_loop().slow_callback_duration = _SECONDS  # a busy machine is not the page's fault
         self._write_files(self.section)
         try:
-            for block in self.section.blocks:
-                if block.skip is not None or block.file is not None:
-                    continue
-                try:
-                    await getattr(self, f"_{block.language}")(block)
-                except BaseException as error:
-                    error.add_note(f"in the block at {self.section.page}:{block.line}")
-                    raise
+            with contextlib.redirect_stdout(self._printed):
+                for block in self.section.blocks:
+                    if block.skip is None and block.file is None:
+                        await self._run(block)
         finally:
             for program in self._programs:
                 with contextlib.suppress(ProcessLookupError):
                     program.process.kill()
                 await program.process.wait()
 
+    async def _run(self, block: Block) -> None:
+        try:
+            await getattr(self, f"_{block.language}")(block)
+        except BaseException as error:
+            error.add_note(f"in the block at {self.section.page}:{block.line}")
+            raise
+
     async def _python(self, block: Block) -> None:
         path = ROOT / self.section.page
         code = compile(block.padded, str(path), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            result = eval(code, self._names)
-            if inspect.isawaitable(result):
-                async with asyncio.timeout(_SECONDS):
-                    await result
-        if text := printed.getvalue():
-            self.output = text
+        already = len(self._printed.getvalue())
+        result = eval(code, self._names)
+        if inspect.isawaitable(result):
+            async with asyncio.timeout(_SECONDS):
+                await result
+        if printed := self._printed.getvalue()[already:]:
+            self.output = printed
 
     async def _sh(self, block: Block) -> None:
         await self.run(block.text)

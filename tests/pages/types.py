@@ -7,6 +7,7 @@ function, since blocks use ``await`` outside functions. Blocks that are files be
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -22,39 +23,38 @@ def pages() -> list[str]:
 
 
 def write_modules(page: str, folder: Path) -> None:
-    """Writes the modules of a page into *folder*, which must be empty but for other files of the same page."""
+    """Writes the modules of a page into *folder*."""
     lines = [""] * len((ROOT / page).read_text().splitlines())
-    lines[0] = "import asyncio; from tests.pages.stage import Stage; page: Stage; import builtins as _"
+    lines[0] = "from tests.pages.stage import Stage; page: Stage"
+    modules = {}
     for section in sections(page):
         python = [block for block in section.blocks if block.language == "python"]
-        for block in python:
-            if block.file is not None:
-                (folder / block.file).write_text(block.padded)
-        if inline := [block for block in python if block.file is None]:
+        modules |= {block.file: block.padded for block in python if block.file is not None}
+        inline = [block for block in python if block.file is None]
+        if inline:
             start = inline[0].line - 2
             lines[start] += f"async def section_{start}() -> None:"
-            for block in inline:
-                for number, line in enumerate(textwrap.indent(block.text, "    ").splitlines(), block.line - 1):
-                    lines[number] = line
-    (folder / f"{re.sub(r'[^a-z0-9]', '_', Path(page).stem.lower())}_md.py").write_text("\n".join(lines) + "\n")
+        for block in inline:
+            for number, line in enumerate(textwrap.indent(block.text, "    ").splitlines(), block.line - 1):
+                lines[number] = line
+    modules[re.sub(r"[^a-z0-9]", "_", page.lower()) + ".py"] = "\n".join(lines) + "\n"
+    for name, text in modules.items():
+        path = folder / name
+        assert not path.exists(), f"{page}: another page has a file {name}, too"
+        path.write_text(text)
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
-        folders = []
+        folder = Path(directory)
         for page in pages():
-            folder = Path(directory, page.replace("/", "_").removesuffix(".md"))
-            folder.mkdir()
             write_modules(page, folder)
-            folders.append(folder)
-        status = 0
-        for folder in folders:
-            command = [sys.executable, "-m", "mypy", "--strict", f"--config-file={ROOT / 'pyproject.toml'}"]
-            checked = subprocess.run([*command, *map(str, sorted(folder.glob("*.py")))], cwd=ROOT, check=False)
-            status |= checked.returncode
+        (folder / "pyrightconfig.json").write_text(json.dumps({"extraPaths": [str(ROOT)]}))
+        options = ["--strict", f"--config-file={ROOT / 'pyproject.toml'}"]
+        commands = [["mypy", *options, *map(str, sorted(folder.glob("*.py")))]]
         if importlib.util.find_spec("pyright") is not None:
-            status |= subprocess.run([sys.executable, "-m", "pyright", *map(str, folders)], cwd=ROOT, check=False).returncode
-    return status
+            commands.append(["pyright", "--project", directory, "--pythonpath", sys.executable])
+        return max([subprocess.run([sys.executable, "-m", *each], cwd=ROOT, check=False).returncode for each in commands])
 
 
 if __name__ == "__main__":
