@@ -97,6 +97,11 @@ class Stage:
         assert program.process.returncode == status, f"{commands}: status {program.process.returncode}\n{self.output}"
         return self.output
 
+    @property
+    def printed(self) -> str:
+        """What the blocks in Python have printed so far, and the tasks that they started."""
+        return self._printed.getvalue()
+
     # -- blocks --
 
     async def play(self) -> None:
@@ -124,13 +129,13 @@ class Stage:
     async def _python(self, block: Block) -> None:
         path = ROOT / self.section.page
         code = compile(block.padded, str(path), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-        already = len(self._printed.getvalue())
+        already = len(self.printed)
         result = eval(code, self._names)
         if inspect.isawaitable(result):
             async with asyncio.timeout(_SECONDS):
                 await result
-        if printed := self._printed.getvalue()[already:]:
-            self.output = printed
+        if new := self.printed[already:]:
+            self.output = new
 
     async def _sh(self, block: Block) -> None:
         await self.run(block.text)
