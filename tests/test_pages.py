@@ -116,7 +116,7 @@ async def test_what_differs_is_left_out_and_a_reason_is_needed_for_skipping(tmp_
 
 def test_sections_and_lines_are_those_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (
-        "# Title\n\n```sh\ntrue\n```\n\n## One\n\n<!--- skip: next \"why\" -->\n\n```python\n## no heading\n1\n```\n\n"
+        '# Title\n\n```sh\ntrue\n```\n\n## One\n\n<!--- skip: next "why" -->\n\n```python\n## no heading\n1\n```\n\n'
         "<!--- invisible-code-block: python\n2\n-->\n"
     )
     (tmp_path / "page.md").write_text(text)

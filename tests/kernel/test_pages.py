@@ -17,9 +17,7 @@ from .support import is_root
 
 #: What only root of the machine may do: other users, and programs in eBPF.
 ROOT_ONLY = {"Attach to an existing interface", "Run without privileges", "Choose the queue for each frame"}
-SECTIONS = [
-    each for page in RUN for each in sections(page) if any(block.skip is None for block in each.blocks)
-]
+SECTIONS = [each for page in RUN for each in sections(page) if any(block.skip is None for block in each.blocks)]
 
 
 @pytest.mark.timeout(120)

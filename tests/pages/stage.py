@@ -81,7 +81,13 @@ class Stage:
         handle, log = tempfile.mkstemp(dir=self.folder)
         with os.fdopen(handle, "wb") as file:
             process = await asyncio.create_subprocess_exec(
-                "sh", "-c", f"exec {command}", cwd=self.folder, stdout=file, stderr=file, stdin=asyncio.subprocess.DEVNULL
+                "sh",
+                "-c",
+                f"exec {command}",
+                cwd=self.folder,
+                stdout=file,
+                stderr=file,
+                stdin=asyncio.subprocess.DEVNULL,
             )
         program = Program(command, process, Path(log))
         self._programs.append(program)
@@ -158,4 +164,3 @@ class Stage:
 
 def _stripped(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
-

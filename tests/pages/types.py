@@ -54,7 +54,9 @@ def main() -> int:
         commands = [["mypy", *options, *map(str, sorted(folder.glob("*.py")))]]
         if importlib.util.find_spec("pyright") is not None:
             commands.append(["pyright", "--project", directory, "--pythonpath", sys.executable])
-        return max([subprocess.run([sys.executable, "-m", *each], cwd=ROOT, check=False).returncode for each in commands])
+        return max(
+            [subprocess.run([sys.executable, "-m", *each], cwd=ROOT, check=False).returncode for each in commands]
+        )
 
 
 if __name__ == "__main__":
