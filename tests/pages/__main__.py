@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
@@ -58,12 +59,11 @@ def main(page: str, line: str, loop: str, directory: str) -> None:
 
     warnings.simplefilter("error")
     section = next(each for each in sections(page) if each.line == int(line))
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     if loop == "uvloop":
         import uvloop
 
         factory = uvloop.new_event_loop
-    else:
-        factory = asyncio.new_event_loop
     with asyncio.Runner(debug=True, loop_factory=factory) as runner:
         runner.run(Stage(section, folder).play())
 

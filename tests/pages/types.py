@@ -26,7 +26,7 @@ def write_modules(page: str, folder: Path) -> None:
     """Writes the modules of a page into *folder*."""
     lines = [""] * len((ROOT / page).read_text().splitlines())
     lines[0] = "from tests.pages.stage import Stage; page: Stage"
-    modules = {}
+    modules: dict[str, str] = {}
     for section in sections(page):
         python = [block for block in section.blocks if block.language == "python"]
         modules |= {block.file: block.padded for block in python if block.file is not None}
