@@ -23,6 +23,9 @@ nitpick_ignore_regex = [("py:class", r"aiotuntap\._\w+\.[A-Z]")]
 
 html_theme = "furo"
 html_title = f"{project} {release}"
+html_theme_options = {"top_of_page_buttons": []}
+html_static_path = ["static"]
+html_css_files = ["pages.css"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
