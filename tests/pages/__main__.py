@@ -17,6 +17,16 @@ from pathlib import Path
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 ALICE = "alice:x:4242:4242::/:/bin/sh\n"
+#: What Python reads first in each program that a page starts. uvloop.run() calls asyncio.run() itself.
+UVLOOP = """
+import asyncio, uvloop
+
+def run(main, **_):
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+asyncio.run = run
+"""
 
 
 def _move_in(folder: Path) -> None:
@@ -42,7 +52,7 @@ def _make_programs(folder: Path, loop: str) -> None:
         (programs / name).write_text(f'#!/bin/sh\n{command} "$@"\n')
         (programs / name).chmod(0o755)
     if loop == "uvloop":
-        (programs / "sitecustomize.py").write_text("import asyncio, uvloop\nasyncio.run = uvloop.run\n")
+        (programs / "sitecustomize.py").write_text(UVLOOP)
     os.environ["PATH"] = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
     os.environ["PYTHONPATH"] = f"{programs}:{Path(__file__).parents[2]}"
     os.environ["PYTHONUNBUFFERED"] = "1"
