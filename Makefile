@@ -21,7 +21,7 @@ help:
 	@echo 'make test    all tests, on asyncio and uvloop'
 	@echo 'make test-kernels    all tests on other kernels of Debian: KERNELS="5.10 6.1" unless you say, also 6.12'
 	@echo 'make test-machines   the tests of pure code on other processors: MACHINES="arm64 s390x" unless you say'
-	@echo 'make lint    ruff, mypy, codespell; the types of what the pages show'
+	@echo 'make lint    ruff, mypy, codespell'
 	@echo 'make docs    the documentation as HTML in docs/_build'
 	@echo 'make bench   the figures in the README; make bench ARGS=--help lists the benchmarks and how to choose'
 	@echo 'make sanitize  the C extension under sanitizers, and on other processors'
