@@ -68,6 +68,7 @@ lint-ruff: $(VENV)/.lint
 
 lint-mypy: $(VENV)/.lint
 	$(BIN)/mypy
+	$(BIN)/python -m tests.pages.types
 	@cd docs && PYTHONPATH=.. ../$(BIN)/pyright --pythonpath ../$(BIN)/python --verifytypes aiotuntap --ignoreexternal
 
 lint-words: $(VENV)/.lint
