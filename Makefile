@@ -14,7 +14,7 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --
 # What the C extension is made of: when it changes, the packages are installed again.
 NATIVE := setup.py $(wildcard native/*.[ch])
 
-.PHONY: demo test test-kernels test-machines lint docs bench sanitize fuzz soak mutants wheel clean help
+.PHONY: demo test test-kernels test-machines lint docs bench figures sanitize fuzz soak mutants wheel clean help
 
 help:
 	@echo 'make demo    an echo responder in a namespace of its own, pinged over IPv4 and IPv6'
@@ -23,7 +23,8 @@ help:
 	@echo 'make test-machines   the tests of pure code on other processors: MACHINES="arm64 s390x" unless you say'
 	@echo 'make lint    ruff, mypy, codespell'
 	@echo 'make docs    the documentation as HTML in docs/_build'
-	@echo 'make bench   the figures in the README; make bench ARGS=--help lists the benchmarks and how to choose'
+	@echo 'make bench   measures all figures and writes them to README, pages and charts; ARGS=--help: how to choose some'
+	@echo 'make figures   writes them again from benchmarks/results.json, without measuring'
 	@echo 'make sanitize  the C extension under sanitizers, and on other processors'
 	@echo 'make fuzz    generated input for the C sources, every parser, and against the kernel: ARGS="SECONDS CASES"'
 	@echo 'make soak    random interleavings of everything that can happen, by seed: ARGS="--seconds 600"; ARGS=--help'
@@ -56,6 +57,9 @@ bench: $(VENV)/.bench
 	@sh tests/install-programs.sh gcc:build-essential ip:iproute2 ping:iputils-ping iperf3 vde_switch:vde2 \
 		wg:wireguard-tools wireguard-go
 	$(BIN)/python -m benchmarks $(ARGS)
+
+figures: $(VENV)/.bench
+	@$(BIN)/python -m benchmarks.figures
 
 sanitize: $(VENV)/.test
 	@sh tests/native/sanitize.sh $(BIN)/python $(ARGS)

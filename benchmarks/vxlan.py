@@ -8,11 +8,10 @@ from __future__ import annotations
 import random
 import sys
 from contextlib import contextmanager
-from statistics import median
 from typing import TYPE_CHECKING
 
 from . import iperf, lab
-from .report import ratio, table
+from .results import Figure, Table, figure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,13 +63,13 @@ def _example(station: str, machine: str, ends: tuple[str, str]) -> Iterator[str]
         yield station
 
 
-def run(loops: Loops, rounds: int, quick: bool) -> None:
+def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     ways: dict[str, Callable[[str, str, tuple[str, str]], AbstractContextManager[str]]] = {
         "kernel to kernel": _kernel,
         "`examples/switch` to kernel": _example,
     }
     seconds = 1 if quick else 3
-    rows = []
+    rows: dict[str, list[Figure | None]] = {}
     with lab.namespaces(3) as (station, machine, other):
         lab.enable_ipv6(machine, other)
         for version in (4, 6):
@@ -89,11 +88,8 @@ def run(loops: Loops, rounds: int, quick: bool) -> None:
                     results.setdefault((label, False), []).append(back.gigabits)
             for (label, outwards), mine in results.items():
                 reference = results["kernel to kernel", outwards]
-                rows.append(
-                    [
-                        f"{label}, IPv{version}{'' if outwards else ', the other way'}",
-                        ratio([one / kernel for one, kernel in zip(mine, reference, strict=True)]),
-                        f"{median(mine):.2f}",
-                    ]
-                )
-    table("TCP over VXLAN", ["from and to", "throughput, kernel = 1", "Gb/s"], rows)
+                rows[f"{label}, IPv{version}{'' if outwards else ', the other way'}"] = [
+                    figure([one / kernel for one, kernel in zip(mine, reference, strict=True)]),
+                    figure(mine),
+                ]
+    return [Table("TCP over VXLAN", "from and to", {"throughput, kernel = 1": 2, "Gb/s": 2}, rows)]
