@@ -253,14 +253,6 @@ CHARTS: dict[str, _Chart] = {
 }
 
 
-def write(results: Results) -> list[str]:
-    """Writes the charts that differ, and gives their names."""
-    FOLDER.mkdir(exist_ok=True)
-    written = []
-    for name, chart in CHARTS.items():
-        path = FOLDER / f"{name}.svg"
-        new = render(chart(results))
-        if not path.exists() or path.read_text() != new:
-            path.write_text(new)
-            written.append(f"docs/charts/{path.name}")
-    return written
+def texts(results: Results) -> dict[Path, str]:
+    """All charts."""
+    return {FOLDER / f"{name}.svg": render(chart(results)) for name, chart in CHARTS.items()}

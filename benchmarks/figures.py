@@ -7,8 +7,17 @@ from . import charts, pages, results
 
 def main() -> None:
     found = results.load()
-    written = [*pages.write(found), *charts.write(found)]
-    print(f"\nwritten from {results.PATH.name}: {', '.join(written) or 'nothing that differs'}")
+    try:
+        texts = pages.texts(found) | charts.texts(found)
+    except LookupError as error:
+        raise SystemExit(f"nothing is written: {results.PATH.name} has {error}") from None
+    written = []
+    charts.FOLDER.mkdir(exist_ok=True)
+    for path, text in texts.items():
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+            written.append(path.name)
+    print(f"\nwritten from {results.PATH.name}: {', '.join(written) or 'nothing, since nothing differs'}")
 
 
 if __name__ == "__main__":

@@ -50,16 +50,9 @@ def fill(text: str, results: Results) -> str:
     return _BLOCK.sub(content, text)
 
 
-def write(results: Results) -> list[str]:
-    """Writes the pages whose figures differ, and gives their names."""
-    written = []
-    for path in paths():
-        text = path.read_text()
-        new = fill(text, results)
-        if new != text:
-            path.write_text(new)
-            written.append(str(path.relative_to(_ROOT)))
-    return written
+def texts(results: Results) -> dict[Path, str]:
+    """All pages with their figures."""
+    return {path: fill(path.read_text(), results) for path in paths()}
 
 
 def number(value: float) -> str:

@@ -73,7 +73,7 @@ def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     with lab.namespaces(3) as (station, machine, other):
         lab.enable_ipv6(machine, other)
         for version in (4, 6):
-            results: dict[tuple[str, bool], list[float]] = {}
+            results: dict[tuple[str, bool], list[float]] = {(way, out): [] for way in ways for out in (True, False)}
             for _ in range(rounds):
                 for label in random.sample(list(ways), len(ways)):
                     with _underlay(machine, other, version) as ends:
@@ -84,8 +84,8 @@ def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
                             with iperf.server(netns):
                                 back = iperf.stream(other, _STATIONS[0], seconds)
                         lab.ip(other, "link", "delete", _DEVICE)
-                    results.setdefault((label, True), []).append(there.gigabits)
-                    results.setdefault((label, False), []).append(back.gigabits)
+                    results[label, True].append(there.gigabits)
+                    results[label, False].append(back.gigabits)
             for (label, outwards), mine in results.items():
                 reference = results["kernel to kernel", outwards]
                 rows[f"{label}, IPv{version}{'' if outwards else ', the other way'}"] = [
