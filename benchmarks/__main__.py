@@ -101,7 +101,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _list() -> list[str]:
-    last = results.load().entries.get("C", {})
+    last = results.load(results.PATH).entries.get("C", {})
     times = {name: f"{last[name].seconds:4} s" if name in last else "" for name in BENCHMARKS}
     return [f"  {name:14} {times[name]:6}  {line}" for name, line in BENCHMARKS.items()]
 
@@ -128,9 +128,9 @@ def _run(name: str, engine: str, rounds: int, quick: bool) -> str | None:
         if status:
             return f"exit status {status}"
         if not quick:
-            kept = results.load()
+            kept = results.load(results.PATH)
             kept.add(_ENGINES[engine], name, results.load(file).entry(name, _ENGINES[engine]))
-            results.save(kept)
+            results.save(kept, results.PATH)
     return None
 
 

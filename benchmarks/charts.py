@@ -67,14 +67,15 @@ def render(panels: Sequence[_Panel]) -> str:
 
 
 def _draw(axes: Axes, panel: _Panel, height: float) -> None:
-    """In inches from the top; bars take four fifths of the width, since their figure stands behind them.
+    """In inches from the top; bars leave a fifth of the width for the figure behind them.
 
     All text is placed by its baseline and its left end, which no font changes.
     """
     axes.set_axis_off()
     axes.set_ylim(height, 0)
-    axes.set_xlim(0, 1)
-    scale = 0.8 / max((bar.most or bar.figure).high for bar in panel.bars)
+    axes.set_xlim(-0.012, 1)  # room for half a dot at zero
+    widest = max(panel.bars, key=lambda bar: (bar.most or bar.figure).high)
+    scale = 0.8 / widest.figure.high if widest.most is None else 0.74 / widest.most.high
     axes.text(0, 0.3, panel.title, fontsize=10.5, fontweight="bold", va="baseline")
     for index, bar in enumerate(panel.bars):
         y = _TITLE + _ROW * index
@@ -90,7 +91,7 @@ def _draw(axes: Axes, panel: _Panel, height: float) -> None:
             axes.plot(ends, [middle, middle], color=colour, linewidth=2.5, alpha=0.5, solid_capstyle="round")
             axes.plot(ends[:1], [middle], color=colour, marker="o", markersize=5.5)
             axes.plot(ends[1:], [middle], color=colour, marker="D", markersize=5.5)
-            end, text = bar.most.median, f"{number(bar.figure.median)} · {number(bar.most.median)}"
+            end, text = bar.most.median + 0.015 / scale, f"{number(bar.figure.median)} · {number(bar.most.median)}"
         axes.text(end * scale + 0.015, middle + 0.05, text, va="baseline", fontweight="bold")
 
 
@@ -209,9 +210,9 @@ def _latency(results: Results) -> list[_Panel]:
         _Panel(
             "Delay of a 1 ms sleep, ms: ● 50 %, ◆ 99 %",
             [
-                late("nothing beside it", "nothing else, asyncio", ours=False),
+                late("no flood", "nothing else, asyncio", ours=False),
                 *(
-                    late(row.partition(", 0 µs")[0] + " flooded", row)
+                    late(f"flood on {row.partition(', 0 µs')[0]}", row)
                     for row in beside_floods(results)
                     if row.endswith("asyncio")
                 ),

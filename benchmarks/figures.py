@@ -6,7 +6,7 @@ from . import charts, pages, results
 
 
 def main() -> None:
-    found = results.load()
+    found = results.load(results.PATH)
     try:
         texts = pages.texts(found) | charts.texts(found)
     except LookupError as error:

@@ -148,7 +148,7 @@ def _rounded(of: Figure | None) -> Figure | None:
     return of and Figure(*(float(f"{number:.{_DIGITS}g}") for number in of))
 
 
-def load(path: Path = PATH) -> Results:
+def load(path: Path) -> Results:
     """What the file holds; nothing, if there is no file."""
     if not path.exists():
         return Results({})
@@ -160,7 +160,7 @@ def load(path: Path = PATH) -> Results:
     )
 
 
-def save(results: Results, path: Path = PATH) -> None:
+def save(results: Results, path: Path) -> None:
     """Writes the file, which is never seen half written."""
     content = {
         engine: {name: _plain(entry) for name, entry in sorted(entries.items())}

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import charts, pages, results
 
-KEPT = results.load()
+KEPT = results.load(results.PATH)
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -28,7 +28,7 @@ def test_there_is_no_other_chart() -> None:
 
 def test_another_process_draws_the_same() -> None:
     """With other hashes, and in another time zone."""
-    program = "from benchmarks import charts, results; print(end=charts.render(charts.CHARTS['vpn'](results.load())))"
+    program = "from benchmarks import charts, results; print(end=charts.render(charts.CHARTS['vpn'](results.load(results.PATH))))"
     environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
     root = Path(charts.__file__).parents[1]
     command = [sys.executable, "-W", "ignore", "-c", program]

@@ -11,7 +11,7 @@ from benchmarks import pages, results
 from benchmarks.results import Entry, Figure, Machine, Results, Table, figure
 
 PATHS = pages.paths()
-KEPT = results.load()
+KEPT = results.load(results.PATH)
 MACHINE = Machine("6.18.0", "x86_64", "a processor", 2, "CPython 3.11.7", "0.23.0")
 
 
