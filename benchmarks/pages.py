@@ -57,12 +57,16 @@ def texts(results: Results) -> dict[Path, str]:
 
 def number(value: float) -> str:
     """As many digits as mean something."""
-    decimals = 2 if value < 3 else 1 if value < 30 else 0
-    return f"{value:.{decimals}f}"
+    return f"{value:.{_decimals(value)}f}"
+
+
+def _decimals(value: float) -> int:
+    return 2 if value < 3 else 1 if value < 30 else 0
 
 
 def _between(values: Sequence[float]) -> str:
-    low, high = number(min(values)), number(max(values))
+    decimals = _decimals(max(values))
+    low, high = (f"{value:.{decimals}f}" for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 
