@@ -41,7 +41,7 @@ BOTH_ENGINES = ("per-frame", "transparent", "segmentation")
 _ENGINES = {"c": "C", "python": "Python"}
 _EXTENSION = {"c": "1", "python": "0"}
 
-#: Seconds that a benchmark may take for each round, and before the first: three times what the longest takes alone.
+#: Seconds that a benchmark may take for each round, and one more: twice what the longest takes on a busy machine.
 _LIMIT = 150
 #: Seconds that it may take to clean up.
 _PATIENCE = 60
