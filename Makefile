@@ -21,7 +21,7 @@ help:
 	@echo 'make test    all tests, on asyncio and uvloop'
 	@echo 'make test-kernels    all tests on other kernels of Debian: KERNELS="5.10 6.1" unless you say, also 6.12'
 	@echo 'make test-machines   the tests of pure code on other processors: MACHINES="arm64 s390x" unless you say'
-	@echo 'make lint    ruff, mypy, codespell'
+	@echo 'make lint    ruff, mypy, codespell; the types of what the pages show'
 	@echo 'make docs    the documentation as HTML in docs/_build'
 	@echo 'make bench   measures all figures and writes them to README, pages and charts; ARGS=--help: how to choose some'
 	@echo 'make figures   writes them again from benchmarks/results.json, without measuring'
@@ -47,6 +47,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.pages.types
 	$(BIN)/codespell
 
 docs: $(VENV)/.docs

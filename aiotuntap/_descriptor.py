@@ -314,8 +314,8 @@ class DescriptorStream(FrameReader[T]):
         """Writes frames from the front, in order, as far as that goes without waiting.
 
         Returns:
-            How many were taken: all of them, unless the send buffer is full. A frame that is refused was not taken, and
-            neither were those behind it; it raises when it is the first one.
+            The number of frames that were taken, all of them unless the send buffer is full. A frame that is refused
+            was not taken, and neither were those behind it; it raises when it is the first one.
 
         Raises:
             InvalidFrameError: The kernel refuses the first frame.

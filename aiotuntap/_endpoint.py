@@ -59,7 +59,7 @@ class TuntapProtocol(asyncio.BaseProtocol):
         """Called once, as the last: the interface is closed, and its name is free again.
 
         Args:
-            exc: None after `close` and `abort`; DeviceGoneError when the interface, or its namespace, was deleted;
+            exc: None after `TuntapTransport.close` and `TuntapTransport.abort`; DeviceGoneError when the interface, or its namespace, was deleted;
                 QueueClosedError when the queue was closed by other means than the transport.
         """
 
@@ -166,7 +166,7 @@ class TuntapTransport(Owning, asyncio.DatagramTransport):
         self._in_batches = hasattr(protocol, "frames_received")
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        """The protocol that is called; None after its `connection_lost`."""
+        """The protocol that is called; None after its `TuntapProtocol.connection_lost`."""
         protocol: asyncio.BaseProtocol = self._protocol
         return protocol
 
@@ -268,7 +268,7 @@ class TuntapTransport(Owning, asyncio.DatagramTransport):
     def write_frame(self, frame: Frame) -> None:
         """Writes one frame at once, or keeps a copy of it in the write buffer while the send buffer is full.
 
-        What goes wrong is told to the protocol's `error_received`, or ends the transport. An empty frame is ignored.
+        What goes wrong is told to `TuntapProtocol.error_received`, or ends the transport. An empty frame is ignored.
         So is any frame after the transport is closed; from the sixth on, a warning is logged.
 
         Args:
@@ -432,7 +432,7 @@ class TuntapTransport(Owning, asyncio.DatagramTransport):
     def close(self) -> None:
         """Ends reading at once, writes what is in the write buffer, and then closes the interface.
 
-        If it was made of a queue, that queue alone. The protocol's `connection_lost` is called with None when that is
+        If it was made of a queue, that queue alone. `TuntapProtocol.connection_lost` is called with None when that is
         done: the last close of an interface takes the kernel 14 to 55 ms. Closing twice is harmless.
         """
         if not self._closing:
@@ -512,7 +512,7 @@ async def create_tuntap_endpoint(
             open.
 
     Returns:
-        The transport and the protocol, whose `connection_made` has been called.
+        The transport and the protocol, whose `TuntapProtocol.connection_made` has been called.
 
     Raises:
         SetupError: The interface cannot be opened; see `AsyncTuntap.open`.

@@ -506,8 +506,8 @@ class UdpStream(DescriptorStream[Any]):
         """Sends datagrams to *address* from the front, in order, as far as that goes without waiting.
 
         Returns:
-            How many were taken: all of them, unless the send buffer is full. A datagram that is refused was not taken,
-            and neither were those behind it; it raises when it is the first one.
+            The number of datagrams that were taken, all of them unless the send buffer is full. A datagram that is
+            refused was not taken, and neither were those behind it; it raises when it is the first one.
 
         Raises:
             InvalidFrameError: The kernel refuses the first datagram.
