@@ -15,7 +15,7 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --
 NATIVE := setup.py $(wildcard native/*.[ch])
 
 .PHONY: demo test test-fast test-kernels test-machines test-systemd coverage lint lint-ruff lint-mypy lint-words lint-shell docs \
-	bench sanitize fuzz soak mutants dist clean help
+	bench figures sanitize fuzz soak mutants dist clean help
 
 help:
 	@echo 'make demo    an echo responder in a namespace of its own, pinged over IPv4 and IPv6'
@@ -27,7 +27,8 @@ help:
 	@echo 'make coverage    all tests, and which lines of the package they run'
 	@echo 'make lint    ruff, mypy, pyright, codespell, shellcheck, and the schemas of the workflows'
 	@echo 'make docs    the documentation as HTML in docs/_build'
-	@echo 'make bench   the figures in the README; ARGS=--help lists the benchmarks'
+	@echo 'make bench   measures all figures and writes them to README, pages and charts; ARGS=--help: how to choose some'
+	@echo 'make figures   writes them again from benchmarks/results.json, without measuring'
 	@echo 'make sanitize  the C extension under sanitizers, and on other processors'
 	@echo 'make fuzz    generated input for the C sources and every parser, compared with the kernel: ARGS="SECONDS CASES"'
 	@echo 'make soak    random sequences of operations and faults, by seed: ARGS="--seconds 600"; ARGS=--help'
@@ -85,6 +86,9 @@ bench: $(VENV)/.bench
 	@sh tests/install-programs.sh gcc:build-essential ip:iproute2 ping:iputils-ping iperf3 vde_switch:vde2 \
 		wg:wireguard-tools wireguard-go
 	$(BIN)/python -m benchmarks $(ARGS)
+
+figures: $(VENV)/.bench
+	@$(BIN)/python -m benchmarks.figures
 
 sanitize: $(VENV)/.test
 	@sh tests/native/sanitize.sh $(BIN)/python $(ARGS)
