@@ -12,8 +12,11 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from blockbuster import BlockBuster
@@ -27,6 +30,20 @@ from .engine import ENGINES
 from .kernel.support import is_root
 
 CLONE_NEWNET = 0x40000000
+
+# In debug mode, asyncio and uvloop note for each future, callback and coroutine where it was made: 60 frames of it, each
+# with its line, were half of the time of all asynchronous tests. A few frames tell as much. uvloop takes these functions
+# when it is imported.
+_FRAMES_OF_ORIGIN = 4
+_walk_stack = traceback.walk_stack
+
+
+def _walk_few(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:
+    return islice(_walk_stack(frame or sys._getframe(1)), _FRAMES_OF_ORIGIN)
+
+
+traceback.walk_stack = _walk_few
+asyncio.constants.DEBUG_STACK_DEPTH = _FRAMES_OF_ORIGIN
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
 # Only tests/machines sets this, where uvloop does not exist. Anywhere else a missing uvloop is an error.
@@ -65,7 +82,7 @@ settings.load_profile("aiotuntap")
 
 
 def pytest_collection_finish() -> None:
-    """What is there now stays: the collections before and after each test need not look at it again."""
+    """What is there now stays: the collections after each test need not look at it again."""
     gc.collect()
     gc.freeze()
 
@@ -124,6 +141,7 @@ def nothing_left_behind() -> Iterator[None]:
 
     What the test before it left was collected after that one.
     """
+    gc.freeze()  # modules that were imported since, what other fixtures keep: the collection is of what this test leaves
     interfaces, queues, threads = _interfaces(), _open_queues(), set(threading.enumerate())
     yield
     gc.collect()
