@@ -9,6 +9,8 @@ python=$1
 shift
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
+# Each worker, and each program that a test starts, would compile every module again.
+unset PYTHONDONTWRITEBYTECODE
 sh tests/install-programs.sh ip:iproute2 ping:iputils-ping setpriv:util-linux ethtool iperf3 tcpdump tshark \
     wg:wireguard-tools wireguard-go nft:nftables sysctl:procps dnsmasq:dnsmasq-base udhcpc nsenter:util-linux \
     qemu-system-x86_64:qemu-system-x86 /usr/lib/ipxe/qemu/pxe-e1000.rom:ipxe-qemu
