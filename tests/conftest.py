@@ -9,7 +9,6 @@ import gc
 import linecache
 import os
 import socket
-import subprocess
 import sys
 import threading
 import traceback
@@ -27,7 +26,7 @@ from aiotuntap import _abi, _engine
 from aiotuntap._engine import Engine
 
 from .engine import ENGINES
-from .kernel.support import is_root
+from .kernel.support import is_root, quiet_with_lo_up
 
 CLONE_NEWNET = 0x40000000
 
@@ -62,10 +61,7 @@ def _enter_private_namespace() -> str | None:
         os.close(os.open(_abi.NODE, os.O_RDWR))
     except OSError as error:
         return f"cannot open {_abi.NODE}: {error.strerror}"
-    # The kernel sends router solicitations and the like by itself; tests that want IPv6 turn it on.
-    for scope in ("all", "default"):
-        Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1")
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    quiet_with_lo_up()  # tests that want IPv6 turn it on
     return None
 
 
@@ -173,7 +169,7 @@ for _function in _BLOCKER.functions.values():
     )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def loop_is_never_blocked() -> Iterator[None]:
     """A call in the package that would block the loop's thread fails the test."""
     _BLOCKER.activate()
