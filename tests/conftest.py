@@ -30,19 +30,18 @@ from .kernel.support import is_root, quiet_with_lo_up
 
 CLONE_NEWNET = 0x40000000
 
-# In debug mode, asyncio and uvloop note for each future, callback and coroutine where it was made: 60 frames of it, each
+# In debug mode, asyncio and uvloop note for each future and callback where it was made: 60 frames of it, each
 # with its line, were half of the time of all asynchronous tests. A few frames tell as much. uvloop takes these functions
 # when it is imported.
 _FRAMES_OF_ORIGIN = 4
 _walk_stack = traceback.walk_stack
 
 
-def _walk_few(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:
-    return islice(_walk_stack(frame or sys._getframe(1)), _FRAMES_OF_ORIGIN)
+def _walk_few(f: FrameType | None) -> Iterator[tuple[FrameType, int]]:
+    return islice(_walk_stack(f or sys._getframe(1)), _FRAMES_OF_ORIGIN)
 
 
 traceback.walk_stack = _walk_few
-asyncio.constants.DEBUG_STACK_DEPTH = _FRAMES_OF_ORIGIN
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
 # Only tests/machines sets this, where uvloop does not exist. Anywhere else a missing uvloop is an error.

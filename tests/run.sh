@@ -25,7 +25,9 @@ fi
 if [ $# = 0 ]; then
     workers=$(($(nproc) * 2))
     [ "$workers" -le 8 ] || workers=8
-    set -- sh -c '"$1" -m pytest -q -n "$2" --dist worksteal -m "not alone" && exec "$1" -m pytest -q -m alone' sh "$python" "$workers"
+    # shellcheck disable=SC2016 # expanded inside
+    set -- sh -c '"$1" -m pytest -q -n "$2" --dist worksteal -m "not alone" &&
+        exec "$1" -m pytest -q -m alone $(grep -rl --include="test_*.py" "mark.alone" tests)' sh "$python" "$workers"
 else
     set -- "$python" -m pytest "$@"
 fi
