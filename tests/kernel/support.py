@@ -46,6 +46,10 @@ needs_root = pytest.mark.skipif(
 )
 
 
+#: Of a test whose subject is a program of its own: this process's loop makes no difference to it.
+on_one_loop = pytest.mark.asyncio(loop_factories=["asyncio"])
+
+
 def unique(prefix: str = "t") -> str:
     """An interface name that no other test uses."""
     return f"{prefix}{os.getpid() % 10000}-{next(_ids)}"
