@@ -14,13 +14,14 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --
 # What the C extension is made of: when it changes, the packages are installed again.
 NATIVE := setup.py $(wildcard native/*.[ch])
 
-.PHONY: demo test test-kernels test-machines lint docs bench sanitize fuzz soak mutants wheel clean help
+.PHONY: demo test test-kernels test-machines test-systemd lint docs bench sanitize fuzz soak mutants wheel clean help
 
 help:
 	@echo 'make demo    an echo responder in a namespace of its own, pinged over IPv4 and IPv6'
 	@echo 'make test    all tests, on asyncio and uvloop'
 	@echo 'make test-kernels    all tests on other kernels of Debian: KERNELS="5.10 6.1" unless you say, also 6.12'
 	@echo 'make test-machines   the tests of pure code on other processors: MACHINES="arm64 s390x" unless you say'
+	@echo 'make test-systemd    the systemd service of the documentation, under a systemd that boots in a container'
 	@echo 'make lint    ruff, mypy, codespell'
 	@echo 'make docs    the documentation as HTML in docs/_build'
 	@echo 'make bench   the figures in the README; make bench ARGS=--help lists the benchmarks and how to choose'
@@ -41,6 +42,9 @@ test-kernels: $(VENV)/.test
 
 test-machines: $(VENV)/.test
 	@sh tests/machines/run.sh machines $(BIN)/python '$(MACHINES)' $(ARGS)
+
+test-systemd: $(VENV)/.test
+	@sh tests/machines/systemd.sh $(BIN)/python
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -21,12 +21,13 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
 from threading import get_ident
+from typing import cast
 
 from . import _engine
 from ._batch import as_batch, note_end, report, size_of
 from ._errors import InvalidFrameError
 from ._frames import LOOK
-from ._reader import FrameReader, T
+from ._reader import BUFFER_BYTES, FrameReader, T
 from ._types import Frame
 
 #: Frames that one callback moves into the buffer while nobody waits for them.
@@ -180,8 +181,13 @@ class DescriptorStream(FrameReader[T]):
         except MemoryError:  # whoever reads next is told, and until then the frames are safe in the kernel
             self._more = True
             self._pause()
-        if len(self._buffer) >= self._high:
+        count = len(self._buffer)
+        if count >= self._high or (count * self._max_frame >= BUFFER_BYTES and self._buffered_bytes() >= BUFFER_BYTES):
             self._pause()
+
+    def _buffered_bytes(self) -> int:
+        """What the buffer holds, where each element is a frame."""
+        return sum(map(len, cast("deque[bytes]", self._buffer)))
 
     def _watch_again(self) -> None:
         """The descriptor has reported an error. libuv, which uvloop is made of, stops watching at one."""

@@ -34,6 +34,9 @@ _MOST = 4096
 #: small frames to stay in a processor's cache.
 READ_BUFFER = 256
 
+#: Bytes that are kept in user space, however few the frames are: with offloads, a frame can have 64 KiB.
+BUFFER_BYTES = 4 << 20
+
 
 class FrameReader(Owning, Generic[T]):
     """A bounded buffer of frames with a line of readers in front of it."""

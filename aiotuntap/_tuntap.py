@@ -72,7 +72,8 @@ class AsyncTuntap(Owning):
         netns: Network namespace to open it in: a name as in ``ip netns``, or a path such as ``/proc/PID/ns/net``.
             The calling thread stays where it is.
         read_buffer: Frames that are kept in user space for each queue: a full buffer stops reading, and reading
-            resumes when it has fallen to a quarter, or to the second number of a pair ``(high, low)``.
+            resumes when it has fallen to a quarter, or to the second number of a pair ``(high, low)``. A buffer that
+            holds 4 MiB is full as well.
 
     Raises:
         ValueError, TypeError: An argument makes no sense by itself. Nothing was opened.

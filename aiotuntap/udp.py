@@ -132,6 +132,7 @@ class UdpStream(DescriptorStream[Any]):
         netns: Network namespace of the socket: a name as in ``ip netns``, or a path such as ``/proc/PID/ns/net``.
         read_buffer: Datagrams that are kept in user space: a full buffer stops reading, and reading resumes when it has
             fallen to a quarter, or to the second number of a pair ``(high, low)``. It may be exceeded by one message.
+            A buffer that holds 4 MiB is full as well.
         gso: Send several datagrams in one message (UDP_SEGMENT) where that is possible.
         gro: Receive several datagrams in one message (UDP_GRO).
         reuse_port: Let several sockets share the address; the kernel spreads the flows (SO_REUSEPORT).
@@ -385,6 +386,9 @@ class UdpStream(DescriptorStream[Any]):
 
     def _pull_one(self) -> None:
         self._pull(self._batch)  # with messages of many datagrams, to ask for one is to ask too often
+
+    def _buffered_bytes(self) -> int:
+        return super()._buffered_bytes() if self._addresses is None else sum(len(data) for data, _ in self._buffer)
 
     def _read_failed(self, number: int) -> None:
         if number in _DEAD:

@@ -13,7 +13,8 @@ PATH=$PATH:/usr/sbin:/sbin
 unset PYTHONDONTWRITEBYTECODE
 sh tests/install-programs.sh ip:iproute2 ping:iputils-ping setpriv:util-linux ethtool iperf3 tcpdump tshark \
     wg:wireguard-tools wireguard-go nft:nftables sysctl:procps dnsmasq:dnsmasq-base udhcpc nsenter:util-linux \
-    qemu-system-x86_64:qemu-system-x86 /usr/lib/ipxe/qemu/pxe-e1000.rom:ipxe-qemu
+    qemu-system-x86_64:qemu-system-x86 /usr/lib/ipxe/qemu/pxe-e1000.rom:ipxe-qemu \
+    systemd-analyze:systemd passt
 if "$python" -c 'import aiotuntap._native' 2>/dev/null; then
     export AIOTUNTAP_EXTENSION=1
 elif [ "$(id -u)" = 0 ]; then

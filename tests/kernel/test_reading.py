@@ -196,6 +196,26 @@ async def test_a_full_buffer_stops_reading_and_reading_resumes_it() -> None:
         assert queue.fileno() in watched_fds()
 
 
+async def test_a_buffer_of_large_frames_is_full_before_it_has_many() -> None:
+    async with tap_with_peer(read_buffer=1000) as (interface, peer):
+        (queue,) = interface.queues
+        await interface.configure(mtu=65521, txqueuelen=1000)
+        sent = [example_frame(number, 65535).ljust(65535, b"x") for number in range(300)]
+        for frame in sent:
+            peer.send(frame)
+        await settle()
+        assert queue.fileno() not in watched_fds()
+        assert len(queue._buffer) <= 2 * 64  # those that the buffer may have, and a batch
+        assert await idle_share() < 0.05
+        got: list[bytes] = []
+        while len(got) < len(sent):
+            got += await queue.read_frames(7)
+            await asyncio.sleep(0)
+        assert got == sent
+        await settle()
+        assert queue.fileno() in watched_fds()
+
+
 async def test_what_nobody_reads_is_dropped_by_the_kernel_and_counted_there() -> None:
     async with tap_with_peer(read_buffer=10) as (interface, peer):
         await interface.configure(txqueuelen=50)

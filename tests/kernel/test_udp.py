@@ -823,6 +823,29 @@ async def test_a_full_buffer_stops_reading_and_an_idle_one_costs_nothing() -> No
         assert right.fileno() in watched_fds()
 
 
+@pytest.mark.parametrize("connected", [False, True])
+async def test_a_buffer_of_large_datagrams_is_full_before_it_has_many(connected: bool) -> None:
+    one, other = (f"127.0.0.1:{port}" for port in free_ports("127.0.0.1"))
+    async with (
+        UdpStream(one, other, gso=False) as left,
+        UdpStream(other, one if connected else None, gro=False, read_buffer=1000) as right,
+    ):
+        sent = 0
+        await settle()
+        while right.fileno() in watched_fds() and sent < 200:
+            await left.write_frame(b"%04d" % sent + bytes(60_000))
+            sent += 1
+            await settle(2)
+        assert 60 < sent < 2 * 64 + 10  # 4 MiB, and a batch
+        got: list[bytes] = []
+        while len(got) < sent:
+            async with asyncio.timeout(10):
+                got += await right.read_frames() if connected else [data for data, _ in await right.read_datagrams()]
+        assert [int(data[:4]) for data in got] == list(range(sent))
+        await settle()
+        assert right.fileno() in watched_fds()
+
+
 async def test_a_small_send_buffer_makes_a_writer_wait() -> None:
     """The way leads over a TAP interface whose frames are read slowly."""
     async with tap() as interface:

@@ -14,7 +14,7 @@ trap 'trap - INT TERM; kill 0' INT TERM # the guests, too
 
 # Slow programs in a slow guest, which stand on what the other tests look at: WireGuard, and labs with virtual machines.
 left_out='--ignore=tests/kernel/test_wireguard.py --ignore=tests/kernel/test_wireguard_peers.py'
-left_out="$left_out --ignore=tests/kernel/test_switch_stations.py"
+left_out="$left_out --ignore=tests/kernel/test_switch_stations.py --ignore=tests/kernel/test_machine.py"
 
 # A guest has one processor: as many guests as this machine has processors share the tests between them. The tests for
 # the engine in Python are left out first, so that each gets as many of the others.

@@ -1,0 +1,61 @@
+"""Counts the packets of two queues until SIGTERM or SIGINT comes, and then ends in order.
+
+As root: ``python examples/stopping.py stop0``. The exit status is 0 when it was asked to stop, and 1 when the interface
+was deleted under it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+from aiotuntap import AsyncTuntap, DeviceGoneError, QueueClosedError, TuntapQueue
+
+
+async def close_when(stop: asyncio.Event, tun: AsyncTuntap) -> None:
+    """Closes the interface when it is time to stop: every other task of the group then ends by itself."""
+    await stop.wait()
+    await tun.aclose()
+
+
+async def count(queue: TuntapQueue) -> None:
+    async for _ in queue:  # ends when the queue is closed
+        pass
+
+
+async def look(queue: TuntapQueue) -> None:
+    """The same with `read_frames`, which raises QueueClosedError when the queue is closed."""
+    while True:
+        await queue.read_frames()
+
+
+async def main(name: str) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    status = 0
+    async with AsyncTuntap(name, mode="tun", queues=2) as tun:
+        await tun.configure(addresses=["10.77.0.1/24"], up=True)
+        print(f"ready: {tun.name}", flush=True)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(close_when(stop, tun))
+                group.create_task(count(tun.queues[0]))
+                group.create_task(look(tun.queues[1]))
+        except* QueueClosedError:
+            pass  # this is how reading ends when the program closes the queue itself
+        except* DeviceGoneError as errors:
+            print(errors.exceptions[0].args[1], file=sys.stderr)
+            status = 1
+    # Here the interface is gone. What is to be told at the end is told now, with nothing left to change it.
+    print(f"stopped: {tun.stats.frames_read} packets", flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    if "--uvloop" in sys.argv:
+        import uvloop
+
+        sys.exit(uvloop.run(main(sys.argv[1])))
+    sys.exit(asyncio.run(main(sys.argv[1])))
