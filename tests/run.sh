@@ -9,6 +9,8 @@ python=$1
 shift
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
+# Each worker, and each program that a test starts, would compile every module again.
+unset PYTHONDONTWRITEBYTECODE
 sh tests/install-programs.sh ip:iproute2 ping:iputils-ping jq setpriv:util-linux ethtool iperf3 tcpdump tshark \
     wg:wireguard-tools wireguard-go nft:nftables sysctl:procps dnsmasq:dnsmasq-base udhcpc nsenter:util-linux \
     qemu-system-x86_64:qemu-system-x86 /usr/lib/ipxe/qemu/pxe-e1000.rom:ipxe-qemu \
@@ -26,7 +28,8 @@ pytest='-m pytest'
 if [ $# = 0 ]; then
     workers=$(($(nproc) * 2))
     [ "$workers" -le 8 ] || workers=8
-    set -- sh -c "'$python' $pytest -q -n $workers -m 'not alone' && exec '$python' $pytest -q -m alone"
+    alone=$(grep -rl --include='test_*.py' mark.alone tests | tr '\n' ' ')
+    set -- sh -c "'$python' $pytest -q -n $workers --dist worksteal -m 'not alone' && exec '$python' $pytest -q -m alone $alone"
 else
     # shellcheck disable=SC2086 # several words
     set -- "$python" $pytest "$@"

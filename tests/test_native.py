@@ -391,6 +391,12 @@ def test_anything_else_is_handed_back(frame: Any) -> None:
     assert _native.merge([frame, FRAME], False, 0, 10) is None
 
 
+def test_more_frames_than_are_taken_at_once_are_handed_back() -> None:
+    frames = [b"\x45"] * (1 << 20)
+    assert _native.coalesce(frames, False, Offload.ALL.value, 10) == [bytes(10) + b"\x45"] * len(frames)
+    assert _native.coalesce([*frames, b"\x45"], False, Offload.ALL.value, 10) is None
+
+
 @pytest.mark.parametrize("size", [-1, 0, 9, 11, 16, 25, 2**40])
 def test_invalid_header_sizes_are_handed_back(size: int) -> None:
     assert _native.segment(SUPER, False, size) is None

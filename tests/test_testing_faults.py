@@ -152,7 +152,7 @@ async def through(way: str, faults: Faults, seed: int = 1) -> tuple[list[bytes],
         got: list[bytes] = []
         with suppress(TimeoutError):
             while True:
-                async with asyncio.timeout(0.05):
+                async with asyncio.timeout(0.2):
                     got += await stream.read_frames()
         return got, dict(stream.faults_read)
 

@@ -802,12 +802,12 @@ async def test_opening_that_fails_at_the_end_leaves_nothing(monkeypatch: pytest.
 
 
 async def test_a_forgotten_stream_is_closed_with_a_warning() -> None:
+    threads = set(threading.enumerate())
     stream: UdpStream | None = await UdpStream("127.0.0.1:0").open()
     assert stream is not None
     fd = stream.fileno()
-    for thread in threading.enumerate():  # the one that opened it may not have ended yet
-        if thread is not threading.current_thread():
-            thread.join(10)
+    for thread in set(threading.enumerate()) - threads:  # the one that opened it may not have ended yet
+        thread.join(10)
     with pytest.warns(ResourceWarning, match="unclosed <UdpStream 127"):
         del stream
         gc.collect()

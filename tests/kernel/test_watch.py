@@ -56,7 +56,7 @@ def _watchers() -> int:
 async def told(events: list[LinkEvent], *expected: Told) -> None:
     """Waits until the events are those expected, and checks that there are no others."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(10):
             while len(events) < len(expected):
                 await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
