@@ -9,11 +9,13 @@ import gc
 import linecache
 import os
 import socket
-import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from blockbuster import BlockBuster
@@ -24,9 +26,22 @@ from aiotuntap import _abi, _engine
 from aiotuntap._engine import Engine
 
 from .engine import ENGINES
-from .kernel.support import is_root
+from .kernel.support import is_root, quiet_with_lo_up
 
 CLONE_NEWNET = 0x40000000
+
+# In debug mode, asyncio and uvloop note for each future and callback where it was made: 60 frames of it, each
+# with its line, were half of the time of all asynchronous tests. A few frames tell as much. uvloop takes these functions
+# when it is imported.
+_FRAMES_OF_ORIGIN = 4
+_walk_stack = traceback.walk_stack
+
+
+def _walk_few(f: FrameType | None) -> Iterator[tuple[FrameType, int]]:
+    return islice(_walk_stack(f or sys._getframe(1)), _FRAMES_OF_ORIGIN)
+
+
+traceback.walk_stack = _walk_few
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
 # Only tests/machines sets this, where uvloop does not exist. Anywhere else a missing uvloop is an error.
@@ -45,10 +60,7 @@ def _enter_private_namespace() -> str | None:
         os.close(os.open(_abi.NODE, os.O_RDWR))
     except OSError as error:
         return f"cannot open {_abi.NODE}: {error.strerror}"
-    # The kernel sends router solicitations and the like by itself; tests that want IPv6 turn it on.
-    for scope in ("all", "default"):
-        Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1")
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    quiet_with_lo_up()  # tests that want IPv6 turn it on
     return None
 
 
@@ -67,7 +79,7 @@ settings.load_profile("aiotuntap")
 
 
 def pytest_collection_finish() -> None:
-    """What is there now stays: the collections before and after each test need not look at it again."""
+    """Excludes all current objects from the garbage collections before and after each test."""
     gc.collect()
     gc.freeze()
 
@@ -101,7 +113,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(params=ENGINES, ids=[each.name for each in ENGINES], scope="module")
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """Whatever reads, writes, segments or coalesces is tested with each engine: ``usefixtures("engine")``."""
+    """Runs a test with each engine: ``usefixtures("engine")``. For tests that read, write, segment or coalesce."""
     before = _engine.engine
     _engine.engine = request.param
     yield request.param
@@ -130,6 +142,7 @@ def nothing_left_behind() -> Iterator[None]:
 
     What the test before it left was collected after that one.
     """
+    gc.freeze()  # modules that were imported since, what other fixtures keep: the collection is of what this test leaves
     interfaces, queues, threads = _interfaces(), _open_queues(), set(threading.enumerate())
     yield
     gc.collect()
@@ -161,7 +174,7 @@ for _function in _BLOCKER.functions.values():
     )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def loop_is_never_blocked() -> Iterator[None]:
     """A call in the package that would block the loop's thread fails the test."""
     _BLOCKER.activate()
