@@ -263,7 +263,7 @@ def test_attaching_without_privilege_follows_owner_and_group(owner: list[str], e
     try:
         run = without_net_admin(CREATE_AND_REPORT.format(name=name))
         if not owner and not anyone_attaches():
-            expected = "without an owner, and this kernel lets only CAP_NET_ADMIN attach"
+            expected = "without an owner, and attaching to it takes CAP_NET_ADMIN on this kernel"
         assert expected in run.stdout, run.stdout + run.stderr
         assert tun_info(name)["persist"]
     finally:
@@ -278,7 +278,7 @@ async def test_an_interface_without_an_owner_that_only_root_may_open() -> None:
         refusal = AttachError(name, PermissionError(errno.EPERM, os.strerror(errno.EPERM)))
         error = await explain(refusal, Options(Mode.TAP), None)
         assert isinstance(error, PermissionError) and error.errno == errno.EPERM
-        assert "without an owner, and this kernel lets only CAP_NET_ADMIN attach" in str(error)
+        assert "without an owner, and attaching to it takes CAP_NET_ADMIN on this kernel" in str(error)
         assert f"'ip tuntap add mode tap name {name} user USER multi_queue'" in str(error)
     finally:
         ip("link", "del", name)
