@@ -46,4 +46,4 @@ __all__ = [
     "segment",
 ]
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"

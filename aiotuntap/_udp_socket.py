@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 from ._address import Address, pack, to_text
@@ -32,12 +33,11 @@ _BIND_HINTS = {
     errno.EADDRINUSE: "another socket uses this address: choose another port, or pass reuse_port=True to both sockets",
     errno.EADDRNOTAVAIL: "it is not an address of this machine, or not of this network namespace",
     errno.EACCES: "ports below 1024 require CAP_NET_BIND_SERVICE: choose a higher port, or run as root",
-    errno.EINVAL: _NO_INTERFACE,
 }
 _CONNECT_HINTS = {
     errno.EACCES: "UdpStream does not send to broadcast addresses: choose another remote address",
     errno.EADDRNOTAVAIL: "this machine has no address to send from: add an address of the same family",
-    errno.EINVAL: f"the kernel cannot send there from the local address; {_NO_INTERFACE}",
+    errno.EINVAL: "a loopback address reaches only this machine: choose another local address",
     errno.ENETUNREACH: _NO_ROUTE,
     errno.EHOSTUNREACH: _NO_ROUTE,
 }
@@ -97,9 +97,16 @@ def make_socket(options: SocketOptions, netns: Namespace) -> socket.socket:
     sock = _open(families[0] if families else None)
     try:
         _set_options(sock, options, both=both)
-        _attempt(f"bind {to_text(host or '*', port)}", _BIND_HINTS, sock.bind, _sockaddr(sock, host, port))
+        _attempt(
+            f"bind {to_text(host or '*', port)}", _hints(_BIND_HINTS, host), sock.bind, _sockaddr(sock, host, port)
+        )
         if remote is not None:
-            _attempt(f"connect to {to_text(*remote)}", _CONNECT_HINTS, sock.connect, _sockaddr(sock, *remote))
+            _attempt(
+                f"connect to {to_text(*remote)}",
+                _hints(_CONNECT_HINTS, remote[0]),
+                sock.connect,
+                _sockaddr(sock, *remote),
+            )
     except BaseException:
         sock.close()
         raise
@@ -176,6 +183,13 @@ def _sockaddr(sock: socket.socket, host: str, port: int) -> tuple[str, int] | tu
         return "", port
     address = pack(host, port)
     return (address.host, port) if sock.family == socket.AF_INET else (host.partition("%")[0], port, 0, address.scope)
+
+
+def _hints(hints: Mapping[int, str], host: str) -> Mapping[int, str]:
+    """The hints for an action with this address: the kernel answers EINVAL to a link-local one without an interface."""
+    if ":" in host and "%" not in host and ip_address(pack(host, 0).host).is_link_local:
+        return {**hints, errno.EINVAL: _NO_INTERFACE}
+    return hints
 
 
 def _attempt(action: str, hints: Mapping[int, str], call: Any, *arguments: Any) -> None:

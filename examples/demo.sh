@@ -27,7 +27,7 @@ allow it: 'sysctl -w user.max_user_namespaces=10000 kernel.apparmor_restrict_unp
     fi
 fi
 
-namespace= inside= responder=
+namespace='' inside='' responder=''
 work=$(mktemp -d)
 log=$work/log
 

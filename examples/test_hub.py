@@ -63,7 +63,7 @@ async def received(station: MemoryStream) -> list[bytes]:
     frames: list[bytes] = []
     with suppress(TimeoutError):
         while True:
-            async with asyncio.timeout(0.1):
+            async with asyncio.timeout(0.5):
                 frames += await station.read_frames()
     return frames
 

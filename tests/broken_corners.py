@@ -1,6 +1,6 @@
 """More streams that are broken on purpose, each in one corner: a single kind of frame, one limit, the end, a cancellation.
 
-`tests.mutants` asked for them: without each of these, a line of the conformance checks could be missing unnoticed.
+`tests.mutants` needs them: without each of these, a line of the conformance checks could be removed unnoticed.
 """
 
 from __future__ import annotations

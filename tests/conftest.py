@@ -9,11 +9,13 @@ import gc
 import linecache
 import os
 import socket
-import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from blockbuster import BlockBuster
@@ -24,9 +26,22 @@ from aiotuntap import _abi, _engine
 from aiotuntap._engine import Engine
 
 from .engine import ENGINES
-from .kernel.support import is_root
+from .kernel.support import is_root, quiet_with_lo_up
 
 CLONE_NEWNET = 0x40000000
+
+# In debug mode, asyncio and uvloop note for each future and callback where it was made: 60 frames of it, each
+# with its line, were half of the time of all asynchronous tests. A few frames tell as much. uvloop takes these functions
+# when it is imported.
+_FRAMES_OF_ORIGIN = 4
+_walk_stack = traceback.walk_stack
+
+
+def _walk_few(f: FrameType | None) -> Iterator[tuple[FrameType, int]]:
+    return islice(_walk_stack(f or sys._getframe(1)), _FRAMES_OF_ORIGIN)
+
+
+traceback.walk_stack = _walk_few
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
 # Only tests/machines sets this, where uvloop does not exist. Anywhere else a missing uvloop is an error.
@@ -45,14 +60,13 @@ def _enter_private_namespace() -> str | None:
         os.close(os.open(_abi.NODE, os.O_RDWR))
     except OSError as error:
         return f"cannot open {_abi.NODE}: {error.strerror}"
-    # The kernel sends router solicitations and the like by itself; tests that want IPv6 turn it on.
-    for scope in ("all", "default"):
-        Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1")
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    quiet_with_lo_up()  # tests that want IPv6 turn it on
     return None
 
 
-_NO_KERNEL = _enter_private_namespace()
+# "make test-fast" and the tests of a wheel leave the kernel out, and run where no namespace can be made.
+_KERNEL_WANTED = os.environ.get("AIOTUNTAP_TEST_KERNEL") != "0"
+_NO_KERNEL = _enter_private_namespace() if _KERNEL_WANTED else "AIOTUNTAP_TEST_KERNEL=0"
 
 # In debug mode, asyncio notes for each future and callback where it was made, and with that asks the file system whether
 # ten sources are still the same: that took a third of the time of all tests. They do not change meanwhile.
@@ -71,7 +85,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if _NO_KERNEL is not None and is_root():
+    if _NO_KERNEL is not None and _KERNEL_WANTED and is_root():
         raise pytest.UsageError(f"root, but {_NO_KERNEL}")
 
 
@@ -115,6 +129,8 @@ def _open_queues() -> set[str]:
 
 
 def _interfaces() -> set[str]:
+    if _NO_KERNEL is not None:
+        return set()  # this namespace is not ours: others make interfaces in it
     return {name for _, name in socket.if_nameindex()}
 
 
@@ -124,6 +140,7 @@ def nothing_left_behind() -> Iterator[None]:
 
     What the test before it left was collected after that one.
     """
+    gc.freeze()  # modules that were imported since, what other fixtures keep: the collection is of what this test leaves
     interfaces, queues, threads = _interfaces(), _open_queues(), set(threading.enumerate())
     yield
     gc.collect()
@@ -155,7 +172,7 @@ for _function in _BLOCKER.functions.values():
     )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def loop_is_never_blocked() -> Iterator[None]:
     """A call in the package that would block the loop's thread fails the test."""
     _BLOCKER.activate()

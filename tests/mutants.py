@@ -1,9 +1,9 @@
 """Whether every line of the conformance checks is there because some broken stream needs it.
 
-Usage: ``python -m tests.mutants [WORDS]``. It takes the checks apart, one statement or one element of a list of cases at
-a time, and runs the broken streams of `tests.broken_streams` against what is left. A mutant survives if the correct stream
-still passes and each broken one is still found as it should be: then the part that is missing proves nothing, or
-there is no stream that needs it. WORDS choose mutants by what they are called.
+Usage: ``python -m tests.mutants [WORDS]``. It removes one statement of the checks, or
+one element of a list of cases, at a time, and runs the broken streams of `tests.broken_streams` with the rest. A mutant
+survives if the correct stream still passes and each broken stream is still found: then the removed part is not needed, or
+a broken stream for it is missing. WORDS select mutants by their names.
 """
 
 from __future__ import annotations

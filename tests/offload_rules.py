@@ -1,7 +1,7 @@
 """The rules for the results of segmenting and merging any input: an independent, slow implementation.
 
-It shares no code with the library. It does not make results, it looks at them: for valid frames `Packet.pieces` says
-what they are.
+It shares no code with the library. It does not produce results, but checks them. For valid frames, `Packet.pieces` has
+the expected result.
 """
 
 from __future__ import annotations

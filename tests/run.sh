@@ -3,13 +3,15 @@
 # Runs the tests: as root directly, otherwise in a user namespace of their own where the kernel lets us make one.
 # Root can install a compiler, so both engines are tested then.
 # Without arguments for pytest these are all, on several processes at once (most tests wait more than they compute); the
-# ones that measure time come after the others.
+# ones that measure time come after the others. With COVERAGE=1 they are measured by coverage.py.
 set -eu
 python=$1
 shift
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
-sh tests/install-programs.sh ip:iproute2 ping:iputils-ping setpriv:util-linux ethtool iperf3 tcpdump tshark \
+# Each worker, and each program that a test starts, would compile every module again.
+unset PYTHONDONTWRITEBYTECODE
+sh tests/install-programs.sh ip:iproute2 ping:iputils-ping jq setpriv:util-linux ethtool iperf3 tcpdump tshark \
     wg:wireguard-tools wireguard-go nft:nftables sysctl:procps dnsmasq:dnsmasq-base udhcpc nsenter:util-linux \
     qemu-system-x86_64:qemu-system-x86 /usr/lib/ipxe/qemu/pxe-e1000.rom:ipxe-qemu \
     systemd-analyze:systemd passt
@@ -21,12 +23,16 @@ elif [ "$(id -u)" = 0 ]; then
 else
     echo '== NO C EXTENSION: ONLY THE ENGINE IN PYTHON IS TESTED'
 fi
+pytest='-m pytest'
+[ -z "${COVERAGE-}" ] || pytest='-m coverage run -m pytest'
 if [ $# = 0 ]; then
     workers=$(($(nproc) * 2))
     [ "$workers" -le 8 ] || workers=8
-    set -- sh -c '"$1" -m pytest -q -n "$2" -m "not alone" && exec "$1" -m pytest -q -m alone' sh "$python" "$workers"
+    alone=$(grep -rl --include='test_*.py' mark.alone tests | tr '\n' ' ')
+    set -- sh -c "'$python' $pytest -q -n $workers --dist worksteal -m 'not alone' && exec '$python' $pytest -q -m alone $alone"
 else
-    set -- "$python" -m pytest "$@"
+    # shellcheck disable=SC2086 # several words
+    set -- "$python" $pytest "$@"
 fi
 if [ "$(id -u)" = 0 ]; then
     exec "$@"

@@ -373,6 +373,7 @@ def test_headers_that_fill_a_frame_go_alone(mode: Mode, protocol: int, size: int
         assert groups([one.build(), head + rest, other.build()], mode) == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_no_memory_is_kept_for_headers_of_the_senders_choosing() -> None:
     """Neither of frames that are merged nor of others."""
     sizes = [*range(0, 200, 8), *range(0, 40_000, 200)]
@@ -682,6 +683,12 @@ def test_takes_any_bytes_once_and_leaves_them_alone(
     assert [bytes(frame) for frame in given_frames] == frames
 
 
+def test_what_an_engine_hands_back_is_merged_all_the_same() -> None:
+    frames = [*build(row(Packet(), [9] * 3)), PING]
+    in_pieces = memoryview(bytes(byte for each in PING for byte in (each, 0)))[::2]
+    assert coalesce([*frames[:-1], in_pieces], "tun") == coalesce(frames, "tun")
+
+
 @pytest.mark.parametrize("mode", ["", "TAP", "bridge", None])
 def test_unknown_modes(mode: Any) -> None:
     with pytest.raises(ValueError) as caught:
@@ -899,8 +906,3 @@ def test_what_was_segmented_becomes_one_again(packet: Packet, size: int, count: 
     frame = packet.super_frame(size)
     pieces = segment(frame, packet.mode)
     assert coalesce(pieces, packet.mode) == [frame]
-
-
-def test_more_frames_than_the_engine_takes_at_once() -> None:
-    frames = [b"\x45"] * (2**20 + 1)
-    assert coalesce(frames, "tun") == [bytes(10) + b"\x45"] * len(frames)

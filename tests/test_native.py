@@ -158,6 +158,7 @@ def test_merged_frames_are_the_same(data: st.DataObject) -> None:
     same_merged(frames, mode, data.draw(OFFLOADS), data.draw(HEADER_SIZES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_seeded_traffic_is_the_same(seed: int) -> None:
     """Longer batches than hypothesis makes, and more of them."""
@@ -388,6 +389,12 @@ def test_anything_else_is_handed_back(frame: Any) -> None:
     assert _native.segment(frame, False, 10) is None
     assert _native.coalesce([FRAME, frame], False, 0, 10) is None
     assert _native.merge([frame, FRAME], False, 0, 10) is None
+
+
+def test_more_frames_than_are_taken_at_once_are_handed_back() -> None:
+    frames = [b"\x45"] * (1 << 20)
+    assert _native.coalesce(frames, False, Offload.ALL.value, 10) == [bytes(10) + b"\x45"] * len(frames)
+    assert _native.coalesce([*frames, b"\x45"], False, Offload.ALL.value, 10) is None
 
 
 @pytest.mark.parametrize("size", [-1, 0, 9, 11, 16, 25, 2**40])

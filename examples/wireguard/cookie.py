@@ -143,8 +143,8 @@ class HostLimit:
 def hchacha20(key: bytes, nonce: bytes) -> bytes:
     """A key of 32 bytes out of one, and a nonce of 16 (draft-irtf-cfrg-xchacha-03, section 2.2).
 
-    A block of ChaCha20 is its state after the rounds plus its state before them: subtracting the latter leaves what
-    HChaCha20 is defined by.
+    A block of ChaCha20 is the sum of the states after and before the rounds. HChaCha20 is the state after the rounds, so
+    the state before is subtracted.
     """
     block = Cipher(algorithms.ChaCha20(key, nonce), mode=None).encryptor().update(bytes(64))
     before = struct.unpack("<16I", b"expand 32-byte k" + key + nonce)

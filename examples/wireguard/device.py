@@ -49,14 +49,13 @@ class Device:
         """A device without a key and without peers.
 
         Args:
-            now: the time, for what is called without one: changes of the configuration.
-            rng: that many random bytes. Ephemeral private keys are ``rng(32)``.
-            wall_clock: nanoseconds since the epoch, for the timestamps of handshakes.
-            source: of an address, as bytes: the host that rates are limited for, and all that a cookie is bound to,
-                which is host and port. Unless given, an address is a tuple that begins with the host.
-            without_local: of an address, the same without our own address in it, if it has one. A peer that does not
-                answer is tried there.
-            log: gets a line for each rare event: handshakes with peers, keys removed. What strangers send makes none.
+            now: Returns the time. It is used for changes of the configuration, which have no time argument.
+            rng: Returns this many random bytes. Ephemeral private keys are ``rng(32)``.
+            wall_clock: Returns nanoseconds since the epoch, for the timestamps of handshakes.
+            source: Returns two parts of an address as bytes: the host, for rate limits; and host and port, to which a
+                cookie is bound. By default, an address must be a tuple that begins with the host.
+            without_local: Returns the address without our own local address. It is used if a peer does not answer.
+            log: Called with a line for each rare event, such as handshakes and removed keys, but never for strangers.
         """
         #: Peers by public key. Read only: use add_peer and remove_peer to change it.
         self.peers: dict[bytes, Peer] = {}
@@ -87,9 +86,9 @@ class Device:
 
     @property
     def private_key(self) -> bytes | None:
-        """32 bytes, or None, which 32 zero bytes also mean. A new one ends sessions, and removes a peer that has it.
+        """The private key of 32 bytes, or None. Setting 32 zero bytes means None.
 
-        Sessions still receive, but the next packet that is sent begins a handshake.
+        A new key removes a peer that has the same key. Existing sessions still receive, but sending begins a handshake.
         """
         return None if self.identity is None else self.identity.private_key
 
@@ -154,7 +153,7 @@ class Device:
     def outbound(self, packets: Sequence[bytes], now: float) -> Sends:
         """Turns IP packets from the TUN interface into datagrams, in order for each peer.
 
-        What has to wait for a handshake leaves with a later call. Packets without a route are dropped and counted.
+        Packets that wait for a handshake are sent by a later call. Packets without a route are dropped and counted.
         """
         for peer, batch in cryptokey.by_peer(packets, self.routes.lookup, self.drops).items():
             peer.send(batch, now)
@@ -163,7 +162,7 @@ class Device:
     def inbound(self, datagrams: Sequence[tuple[bytes, Address]], now: float) -> tuple[list[bytes], Sends]:
         """Turns datagrams from the socket into IP packets for the TUN interface, and datagrams to send.
 
-        Whatever does not authenticate changes no session, peer or timer, and is counted.
+        Datagrams that are not authentic change no session, peer or timer, and are counted.
         """
         packets: list[bytes] = []
         if not self.running:

@@ -54,7 +54,7 @@ class Identity:
         """The secret that is shared with the owner of *public_key*.
 
         Raises:
-            HandshakeError: *public_key* is a point of low order, with which everyone shares the same secret.
+            HandshakeError: *public_key* is a point of low order: the secret would be the same for every key.
         """
         return _shared(self._private, public_key)
 
@@ -77,11 +77,11 @@ class Initiator:
         """Makes :attr:`message`, 116 bytes.
 
         Args:
-            identity: our key.
-            remote: the peer's public key.
-            static_shared: ``identity.shared(remote)``, which stays the same.
-            ephemeral: 32 random bytes, for this handshake alone.
-            sender: 4 bytes by which the response finds us.
+            identity: Our key.
+            remote: The peer's public key.
+            static_shared: ``identity.shared(remote)``, which can be cached.
+            ephemeral: 32 random bytes. Use them for this handshake only.
+            sender: Our index of 4 bytes, which the response contains.
             timestamp: 12 bytes; see :func:`tai64n`.
 
         Raises:
@@ -100,7 +100,7 @@ class Initiator:
         """The peer's index (4 bytes) and the keys, from its response. Another response can be tried after an error.
 
         Raises:
-            HandshakeError: the response is not from the peer, or its preshared key is another one.
+            HandshakeError: The response is not from the peer, or the preshared keys differ.
         """
         _, sender, _, ephemeral, empty = _RESPONSE.unpack_from(response)
         transcript = self._transcript.copy()
@@ -121,7 +121,7 @@ class Responder:
         """Reads the initiation up to :attr:`remote`, the public key of its alleged sender.
 
         Raises:
-            HandshakeError: it was not made for our key.
+            HandshakeError: The message was not made for our key.
         """
         _, self.sender, self._ephemeral, static, self._stamp = _INITIATION.unpack_from(message)
         self._transcript = transcript = _Transcript(identity.public_key)
@@ -132,7 +132,7 @@ class Responder:
         """The timestamp of 12 bytes, which proves that :attr:`remote` made the message. Call it once.
 
         Raises:
-            HandshakeError: it was made by somebody else.
+            HandshakeError: Another sender made the message.
         """
         transcript = self._transcript
         return transcript.open(transcript.key(static_shared), self._stamp)
@@ -157,7 +157,7 @@ class Responder:
 def tai64n(nanoseconds: int) -> bytes:
     """A timestamp of 12 bytes for nanoseconds since the epoch. Later timestamps compare greater.
 
-    Rounded down to 2**24 ns, about 17 ms, so that it tells less about our clock.
+    Rounded down to 2**24 ns, about 17 ms, so that it reveals less about our clock.
     """
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     return struct.pack(">QI", 0x400000000000000A + seconds, rest & ~0xFFFFFF)

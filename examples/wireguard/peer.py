@@ -65,8 +65,8 @@ class Host(Protocol):
 class Peer:
     """One peer of a :class:`~wireguard.device.Device`, which makes it.
 
-    Attributes that are set take effect at once; what is to be sent then leaves with the next ``Device.expire()``, and
-    ``Device.next_deadline()`` says so.
+    Setting an attribute takes effect at once. If datagrams have to be sent then, the next ``Device.expire()`` returns
+    them, and ``Device.next_deadline()`` returns the current time.
     """
 
     __slots__ = (
@@ -198,7 +198,7 @@ class Peer:
         """Answers an initiation of *size* bytes that claims to be this peer's.
 
         Raises:
-            HandshakeError: it is not. Nothing has changed then.
+            HandshakeError: The initiation is not from this peer. Nothing was changed.
         """
         host = self._host
         timestamp = responder.timestamp(self._shared())
@@ -228,7 +228,7 @@ class Peer:
         """Completes the handshake that *message* answers.
 
         Raises:
-            HandshakeError: it does not answer the handshake that runs. Nothing has changed then.
+            HandshakeError: *message* does not answer the running handshake. Nothing was changed.
         """
         if self._handshake is None:
             raise HandshakeError("the peer answers a handshake that is not running")

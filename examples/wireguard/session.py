@@ -97,7 +97,7 @@ class Session:
     def seal(self, packets: Sequence[bytes], mtu: int) -> list[bytes]:
         """A datagram for each packet. Packets are padded to a multiple of 16 bytes, up to *mtu* (0: unknown).
 
-        Once the counter is used up, what is left of *packets* gets no datagram.
+        When the counter has reached its limit, the remaining packets get no datagram.
         """
         first = self.sent
         if first + len(packets) > REJECT_AFTER_MESSAGES:
@@ -115,7 +115,7 @@ class Session:
     def open(self, datagrams: Sequence[bytes], drops: Drops) -> list[bytes]:
         """The packets in *datagrams* that are authentic and new, in order, with padding. An empty packet is a keepalive.
 
-        What is too short, does not authenticate or was received before is left out and counted in *drops*.
+        Datagrams that are too short, not authentic, or received before are dropped and counted in *drops*.
         """
         decrypt, counter_of, nonce = self._decrypt, _counter_of, _nonce
         packets: list[bytes] = []

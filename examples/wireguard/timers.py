@@ -126,8 +126,8 @@ class Timers:
     def expire(self, now: float) -> None:
         """Does what is due, the longest due first.
 
-        But keys are forgotten before that, or a handshake that another timer begins after a long sleep of the machine
-        would be forgotten with them.
+        The timer that forgets keys runs first: after a long sleep of the machine, it would otherwise also forget a
+        handshake that another timer has just begun.
         """
         deadlines = self._deadlines
         while (when := min(deadlines)) <= now:

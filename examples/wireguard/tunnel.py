@@ -137,7 +137,7 @@ class Tunnel:
         """Carries out a request.
 
         Raises:
-            UapiError: The port or the mark cannot be had. Nothing else was changed.
+            UapiError: The port is in use, or the mark is not allowed. Nothing else was changed.
         """
         async with self._changing:
             device = self._device

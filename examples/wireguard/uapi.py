@@ -59,7 +59,7 @@ def parse(lines: Iterable[str]) -> Changes:
     """Parses the lines after ``set=1``, without the empty line at the end.
 
     Raises:
-        UapiError: EPROTO for a line that is not ``key=value``, EINVAL for a key or a value that is not known.
+        UapiError: EPROTO for a line that is not ``key=value``, EINVAL for an unknown key or an invalid value.
     """
     changes = Changes()
     peer: PeerChange | None = None

@@ -2,9 +2,10 @@
 
 Usage: ``python -m tests.fuzz.judge [--cases N] [--seed N]``, as root.
 
-A super-frame is written, with its virtio_net_hdr, to one TAP interface. A bridge carries it to another one that has no
-offloads, so the kernel must segment it; what is read there is compared with what each engine gives. And frames that
-`coalesce` merged go the same way, and must come out as they were. Headers are spoiled in every second case.
+A super-frame is written, with its virtio_net_hdr, to one TAP interface. A bridge forwards it to another one without
+offloads, so the kernel must segment it. The frames that are read there are compared with the result of each engine.
+Frames that `coalesce` has merged are sent in the same way, and must arrive as the original frames. In every second case,
+headers are corrupted.
 """
 
 from __future__ import annotations

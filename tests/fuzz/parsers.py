@@ -1,7 +1,7 @@
 """Every parser in Python, of the library and of the examples, on spoiled input by a seed.
 
-Usage: ``python -m tests.fuzz.parsers [--cases N] [--seed N] [NAME …]``. A parser may return, or raise what it says it
-raises, and nothing else; where there are two engines, both must do the same.
+Usage: ``python -m tests.fuzz.parsers [--cases N] [--seed N] [NAME …]``. A parser may return,
+or raise the exceptions that it documents, and nothing else. Where there are two engines, both must do the same.
 """
 
 from __future__ import annotations

@@ -46,6 +46,10 @@ needs_root = pytest.mark.skipif(
 )
 
 
+#: Of a test whose subject is a program of its own: this process's loop makes no difference to it.
+on_one_loop = pytest.mark.asyncio(loop_factories=["asyncio"])
+
+
 def unique(prefix: str = "t") -> str:
     """An interface name that no other test uses."""
     return f"{prefix}{os.getpid() % 10000}-{next(_ids)}"
@@ -176,12 +180,20 @@ def named_netns() -> Iterator[str]:
     name = unique("att")
     ip("netns", "add", name)
     try:
-        quiet = "for each in all default; do echo 1 > /proc/sys/net/ipv6/conf/$each/disable_ipv6; done"
-        ip("netns", "exec", name, "sh", "-c", quiet)
-        ip("-n", name, "link", "set", "lo", "up")
+        inside(name, quiet_with_lo_up)
         yield name
     finally:
         ip("netns", "del", name, check=False)
+
+
+def quiet_with_lo_up() -> None:
+    """In the namespace of this thread: the kernel sends no router solicitations and the like by itself."""
+    for scope in ("all", "default"):
+        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+            Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1")
+    siocsifflags, iff_up = 0x8914, 1  # <linux/sockios.h>, <linux/if.h>
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, siocsifflags, struct.pack("@16sh22x", b"lo", iff_up))
 
 
 def inside(netns: str | None, work: Callable[[], T]) -> T:

@@ -16,7 +16,7 @@ import pytest
 
 from aiotuntap import AsyncTuntap
 
-from .support import ip, ipv4, is_root, link, named_netns, needs_root, tap, tun, tun_info, unique
+from .support import ip, ipv4, is_root, link, named_netns, needs_root, on_one_loop, tap, tun, tun_info, unique
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -150,6 +150,7 @@ def test_list_agrees_with_iproute2_on_a_persistent_tun_with_an_owner() -> None:
         ip("link", "del", name)
 
 
+@on_one_loop
 async def test_list_agrees_with_iproute2_on_a_tap_with_a_disabled_queue() -> None:
     async with tap(queues=3, vnet_header=True) as interface:
         await interface.queues[1].disable()
@@ -162,6 +163,7 @@ async def test_list_agrees_with_iproute2_on_a_tap_with_a_disabled_queue() -> Non
         assert "2 enabled, 1 disabled" in aiotuntap("list").stdout
 
 
+@on_one_loop
 async def test_list_shows_the_counters_of_the_kernel() -> None:
     async with tun() as interface:
         for number in range(3):
@@ -173,6 +175,7 @@ async def test_list_shows_the_counters_of_the_kernel() -> None:
         assert "3 packets" in aiotuntap("list").stdout
 
 
+@on_one_loop
 async def test_list_of_another_namespace() -> None:
     with named_netns() as netns:
         run = aiotuntap("list", "--netns", netns)

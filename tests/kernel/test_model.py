@@ -1,7 +1,7 @@
 """The life of a queue against a model of it: open, enabled or not, up or down, gone, closed; its frames and who waits.
 
 The model is a list of frames that were sent and not read yet, a line of readers, and four flags. Hypothesis chooses the
-steps, and makes the run shorter when a step does what the model does not say. Each step runs on a loop that the machine
+steps, and shortens the run when a step differs from the model. Each step runs on an event loop that the state machine
 keeps, and ends when the loop has nothing left to do.
 """
 

@@ -612,7 +612,7 @@ async def test_only_descriptors_of_ports_are_taken_and_stay_the_callers(tmp_path
             await switch.adopt(good.queues[0].fileno(), "port", capture=str(tmp_path))
         assert os.listdir("/proc/self/fd") == before and good.queues[0].enabled and not switch.ports
         assert await switch.adopt(good.queues[0].fileno(), "port") == "port"
-        with pytest.raises(ValueError, match="there already"):
+        with pytest.raises(ValueError, match="already exists"):
             await switch.adopt(good.queues[0].fileno(), "port")
         await switch.remove("port")
         assert good.queues[0].enabled
@@ -641,7 +641,9 @@ def test_a_loop_is_blocked_and_the_others_go_on(start: Start, spaces: list[str])
             time.sleep(0.01)
         line = example.line(example.process.stderr)
     blocked = line.split()[1]
-    assert blocked in (looped, ports(spaces)[2]) and line.startswith(f"port {blocked} is blocked for 30 s: ")
+    assert blocked in (looped, ports(spaces)[2]) and line.startswith(
+        f"port {blocked} is blocked for 30 s, because there is a loop"
+    )
     time.sleep(0.3)
     assert example.idle_share() < 0.1, "nothing goes round any more"
     states = {row["name"]: row["blocked"] for row in example.ask("ports")}

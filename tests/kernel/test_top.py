@@ -14,7 +14,7 @@ from typing import Any
 from aiotuntap import AsyncTuntap
 from aiotuntap.testing import example_frame
 
-from .support import ip, named_netns, tap_with_peer, tun, unique
+from .support import ip, named_netns, on_one_loop, tap_with_peer, tun, unique
 from .test_cli import ROOT, aiotuntap
 
 COMMAND = [sys.executable, "-m", "aiotuntap", "top"]
@@ -33,6 +33,7 @@ async def keep_writing(interface: AsyncTuntap, size: int) -> None:
         await asyncio.sleep(0.005)
 
 
+@on_one_loop
 async def test_rates_and_holders_of_this_process() -> None:
     async with tap_with_peer(queues=3) as (interface, _):
         await interface.queues[1].disable()
@@ -48,6 +49,7 @@ async def test_rates_and_holders_of_this_process() -> None:
         assert [each["enabled"] for each in row["holders"]] == [True, False, True]
 
 
+@on_one_loop
 async def test_drops_are_shown() -> None:
     async with tap_with_peer(read_buffer=10) as (interface, peer):
         await interface.configure(txqueuelen=20)
@@ -64,6 +66,7 @@ async def test_drops_are_shown() -> None:
         assert row["read"]["dropped"] > 100 and row["written"]["dropped"] == 0
 
 
+@on_one_loop
 async def test_an_interface_of_the_same_name_in_another_namespace_is_another_one() -> None:
     with named_netns() as netns:
         async with tun() as here, AsyncTuntap(here.name, mode="tap", netns=netns, multi_queue=False) as there:
@@ -86,6 +89,7 @@ def test_the_text_for_an_interface_without_holders() -> None:
         ip("link", "del", name)
 
 
+@on_one_loop
 async def test_a_screen_is_drawn_over_and_ctrl_c_ends_it() -> None:
     async with tun() as interface:
         keeper, terminal = pty.openpty()

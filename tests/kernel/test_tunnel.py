@@ -124,8 +124,8 @@ def is_there(netns: str) -> bool:
 
 
 @pytest.mark.parametrize("outer", OUTER)
-def test_both_families_cross(spaces: list[str], start: Start, loop_option: list[str], outer: str) -> None:
-    ends = [start(side, *loop_option, outer=outer) for side in (0, 1)]
+def test_both_families_cross(spaces: list[str], start: Start, outer: str) -> None:
+    ends = [start(0, outer=outer), start(1, "--uvloop", outer=outer)]
     for side in (0, 1):
         ping(spaces[side], INNER[1 - side])
         ping(spaces[side], INNER6[1 - side])
@@ -136,9 +136,10 @@ def test_both_families_cross(spaces: list[str], start: Start, loop_option: list[
 
 
 @pytest.mark.parametrize("options", [[], ["--no-offload"], ["--whole"]], ids=["all", "none", "whole"])
-def test_streams_cross(spaces: list[str], start: Start, loop_option: list[str], options: list[str]) -> None:
-    for side in (0, 1):
-        start(side, *loop_option, *options)
+def test_streams_cross(spaces: list[str], start: Start, options: list[str]) -> None:
+    """In both directions between an end on asyncio and one on uvloop."""
+    start(0, *options)
+    start(1, "--uvloop", *options)
     ping(spaces[0], INNER[1])
     for direction in ([], ["-R"]):
         for address in (INNER[1], INNER6[1]):
@@ -154,11 +155,10 @@ def test_streams_cross(spaces: list[str], start: Start, loop_option: list[str], 
 # -- one end without the other -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("side", [0, 1])
-def test_either_end_restarts(spaces: list[str], start: Start, side: int, number: signal.Signals) -> None:
+def test_either_end_restarts(spaces: list[str], start: Start, side: int) -> None:
     ends = [start(0), start(1)]
-    for _ in range(2):
+    for number in (signal.SIGTERM, signal.SIGKILL):
         ping(spaces[0], INNER[1])
         ends[side].send_signal(number)
         ends[side].wait(10)

@@ -633,6 +633,13 @@ async def test_addresses_that_cannot_be_used(arguments: tuple[str, ...], number:
     assert caught.value.errno == number
 
 
+async def test_a_loopback_address_that_sends_to_another_machine() -> None:
+    async with tap() as interface:
+        await interface.configure(addresses=["10.78.0.1/24"])
+        with pytest.raises(SetupError, match=r"cannot connect to 10\.78\.0\.2:9: .*; a loopback address reaches only"):
+            await UdpStream("127.0.0.1:0", "10.78.0.2:9").open()
+
+
 async def test_a_port_that_is_taken() -> None:
     async with UdpStream("127.0.0.1:0", reuse_port=True) as one:
         with pytest.raises(SetupError, match="reuse_port=True"):
@@ -795,12 +802,12 @@ async def test_opening_that_fails_at_the_end_leaves_nothing(monkeypatch: pytest.
 
 
 async def test_a_forgotten_stream_is_closed_with_a_warning() -> None:
+    threads = set(threading.enumerate())
     stream: UdpStream | None = await UdpStream("127.0.0.1:0").open()
     assert stream is not None
     fd = stream.fileno()
-    for thread in threading.enumerate():  # the one that opened it may not have ended yet
-        if thread is not threading.current_thread():
-            thread.join(10)
+    for thread in set(threading.enumerate()) - threads:  # the one that opened it may not have ended yet
+        thread.join(10)
     with pytest.warns(ResourceWarning, match="unclosed <UdpStream 127"):
         del stream
         gc.collect()

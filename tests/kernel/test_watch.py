@@ -56,7 +56,7 @@ def _watchers() -> int:
 async def told(events: list[LinkEvent], *expected: Told) -> None:
     """Waits until the events are those expected, and checks that there are no others."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(10):
             while len(events) < len(expected):
                 await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
@@ -427,7 +427,7 @@ async def test_an_idle_watcher_costs_nothing() -> None:
 
 
 async def test_another_master() -> None:
-    """Leaving a bridge is told in the same kind of message as a deletion, and is none."""
+    """The kernel tells of leaving a bridge in the same kind of message as of a deletion."""
     with bridges(2) as (one, other):
         async with AsyncTuntap(unique(), mode="tap") as interface, watching(interface) as events:
             for master in (one, other):

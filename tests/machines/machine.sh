@@ -56,6 +56,8 @@ echo "== the tests without the kernel on $("$work/python" -c "$about")"
 [ -d "$work/packages/uvloop" ] || export AIOTUNTAP_TEST_LOOPS=asyncio
 # The cipher that examples/tunnel.py uses.
 [ -d "$work/packages/cryptography" ] || set -- --ignore=tests/test_tunnel_channel.py "$@"
+# What draws the charts.
+[ -d "$work/packages/matplotlib" ] || set -- --ignore=tests/test_charts.py "$@"
 cd "$work/tree"
 # An emulated machine is slow, especially on a busy host: the deadline only ends a test that hangs.
 HYPOTHESIS_STORAGE_DIRECTORY=$work/hypothesis \

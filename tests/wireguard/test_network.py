@@ -159,6 +159,7 @@ def test_only_packets_that_were_sent_are_received_and_the_tunnel_recovers(
     network.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_order_is_kept_and_nothing_is_lost_where_the_network_does_neither(seed: int) -> None:
     network = Network(seed)

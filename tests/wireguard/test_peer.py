@@ -547,6 +547,7 @@ def test_a_responder_without_confirmation_then_begins_a_handshake() -> None:
 # -- days --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_traffic_for_a_day_loses_nothing_and_keeps_little() -> None:
     world, a, b = pair()
     count = 0
