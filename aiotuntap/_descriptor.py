@@ -320,8 +320,8 @@ class DescriptorStream(FrameReader[T]):
         """Writes frames in order, from the first one on, as many as it can without waiting.
 
         Returns:
-            How many were written: all of them, unless the send buffer is full, or a frame is wrong. Call it again with
-            the rest; if the first frame is wrong, it raises.
+            The number of frames that were written, all of them unless the send buffer is full or a frame is wrong. Call
+            it again with the rest; if the first frame is wrong, it raises.
 
         Raises:
             InvalidFrameError: The kernel refuses the first frame.
