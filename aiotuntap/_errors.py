@@ -80,6 +80,10 @@ def not_open(what: str) -> RuntimeError:
     return RuntimeError(f"{what} is not open yet: use 'async with', or await open()")
 
 
+#: What is logged of an interface, with its name and what waits.
+WAITS_WHILE_DOWN = "interface %r is down, and %s waits until it is up: call configure(up=True)"
+
+
 def no_thread(purpose: str) -> SetupError:
     """The error for a thread that could not be started."""
     return SetupError(

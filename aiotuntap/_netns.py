@@ -48,9 +48,7 @@ def open_namespace(netns: str) -> int:
 def _how_to_get(netns: str, error: OSError) -> str:
     if error.errno != errno.ENOENT:
         return ""
-    return (
-        "check the path" if "/" in netns else f"'ip netns list' shows those that exist, 'ip netns add {netns}' makes it"
-    )
+    return "check the path" if "/" in netns else f"'ip netns add {netns}' makes it"
 
 
 def identity() -> Identity:

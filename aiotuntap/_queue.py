@@ -18,7 +18,7 @@ from . import _abi
 from ._batch import size_of
 from ._descriptor import DescriptorStream
 from ._device import Options, QueueFile
-from ._errors import InvalidFrameError, LinkDownError, cannot, closed, gone
+from ._errors import WAITS_WHILE_DOWN, InvalidFrameError, LinkDownError, cannot, closed, gone
 from ._frames import LOOK, MOST, WRONG_THREAD, write_pieces
 from ._interface import Interface
 from ._offload.header import HEADER_SIZE
@@ -269,7 +269,4 @@ def _caused(error: E, cause: OSError) -> E:
 def _warn_if_down(reference: weakref.ref[TuntapQueue]) -> None:
     queue = reference()
     if queue is not None and queue._file.is_down():
-        _logger.warning(
-            "interface %r is down, and reading from it waits until it is up: call configure(up=True)",
-            queue._interface.name,
-        )
+        _logger.warning(WAITS_WHILE_DOWN, queue._interface.name, "reading from it")

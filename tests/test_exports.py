@@ -49,7 +49,7 @@ def test_version_is_one() -> None:
         installed = version("aiotuntap")
     except PackageNotFoundError:
         pytest.skip("aiotuntap is not installed")
-    assert installed == aiotuntap.__version__
+    assert installed == aiotuntap.__version__, "installed before the version changed: make clean, or install it again"
 
 
 def test_stats_add_up() -> None:

@@ -18,7 +18,7 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from .._errors import DeviceGoneError, SetupError, TuntapError, cannot
+from .._errors import WAITS_WHILE_DOWN, DeviceGoneError, SetupError, TuntapError, cannot
 from .._netns import Identity, Namespace
 from .._types import Change, Link, LinkEvent
 from .link import Where, located
@@ -295,10 +295,7 @@ async def until_ready(watcher: Watcher, where: Where, index: int) -> int:
                 break
             if not link.up and not has_warned:
                 has_warned = True
-                _logger.warning(
-                    "ready() waits: interface %r is down, until somebody sets it up, as configure(up=True) does",
-                    link.name,
-                )
+                _logger.warning(WAITS_WHILE_DOWN, link.name, "ready()")
     return index
 
 

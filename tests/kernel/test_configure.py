@@ -537,7 +537,7 @@ async def test_a_source_that_is_tentative() -> None:
             "'10.0.0.0/8 mtu 1400' and '10.0.0.0/8' exclude",
         ),
         ({"name": "t%d"}, ValueError, "name must be a new name"),
-        ({"name": "all"}, ValueError, "interface name 'all': the kernel keeps it"),
+        ({"name": "all"}, ValueError, "interface name must not be 'all': the kernel uses it"),
         ({"master": "br%d"}, ValueError, "master must be the name of an interface, not 'br%d'"),
     ],
 )
@@ -550,7 +550,9 @@ async def test_values_that_make_no_sense(settings: dict[str, Any], error: type[E
 
 @pytest.mark.parametrize("name", ["all", "default"])
 def test_names_that_are_the_kernels(name: str) -> None:
-    with pytest.raises(ValueError, match=f"interface name '{name}': the kernel keeps it .*choose another one"):
+    with pytest.raises(
+        ValueError, match=f"interface name must not be '{name}': the kernel uses it for the settings of all"
+    ):
         AsyncTuntap(name, mode="tun")
 
 

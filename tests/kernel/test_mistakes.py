@@ -115,8 +115,7 @@ MISTAKES = [
         "namespace that does not exist",
         "await AsyncTuntap(NAME, mode='tun', netns='blue').open()",
         SetupError,
-        "[Errno 2] cannot open network namespace 'blue': No such file or directory; 'ip netns list' shows those that"
-        " exist, 'ip netns add blue' makes it",
+        "[Errno 2] cannot open network namespace 'blue': No such file or directory; 'ip netns add blue' makes it",
     ),
     Mistake(
         "path of a namespace that does not exist",
