@@ -45,6 +45,7 @@ from .support import (
     make_room,
     offered,
     offers,
+    on_one_loop,
     raw_queue,
     settle,
     tap,
@@ -427,6 +428,7 @@ def near_the_limits(mode: Mode) -> Iterator[tuple[Packet, list[int]]]:
             yield shape, [room - 1, 1]
 
 
+@on_one_loop  # nothing here waits
 @pytest.mark.parametrize("napi", [False, True])
 @pytest.mark.parametrize("mode", Mode)
 async def test_the_kernel_takes_whatever_is_merged(mode: Mode, napi: bool) -> None:
