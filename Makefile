@@ -1,5 +1,5 @@
-# Each target is all that a new machine needs: it makes its own virtual environment, and as root on Debian it installs
-# the programs it calls. PYTHON=python3.13 chooses another interpreter.
+# Each target sets up what it needs: it creates its own virtual environment, and as root on Debian it installs the programs
+# that it calls. PYTHON=python3.13 chooses another interpreter.
 
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -11,31 +11,38 @@ PYTHON_HEADERS = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get
 # setuptools warns at each editable installation.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-# What the C extension is made of: when it changes, the packages are installed again.
+# The sources of the C extension: when they change, the packages are installed again.
 NATIVE := setup.py $(wildcard native/*.[ch])
 
-.PHONY: demo test test-kernels test-machines test-systemd lint docs bench sanitize fuzz soak mutants wheel clean help
+.PHONY: demo test test-fast test-kernels test-machines test-systemd coverage lint lint-ruff lint-mypy lint-words lint-shell docs \
+	bench figures sanitize fuzz soak mutants dist clean help
 
 help:
 	@echo 'make demo    an echo responder in a namespace of its own, pinged over IPv4 and IPv6'
 	@echo 'make test    all tests, on asyncio and uvloop'
-	@echo 'make test-kernels    all tests on other kernels of Debian: KERNELS="5.10 6.1" unless you say, also 6.12'
-	@echo 'make test-machines   the tests of pure code on other processors: MACHINES="arm64 s390x" unless you say'
+	@echo 'make test-fast   the tests that need no kernel, without the slow ones: a quick look that needs no root'
+	@echo 'make test-kernels    all tests on other kernels of Debian: KERNELS="5.10 6.1" by default, also 6.12'
+	@echo 'make test-machines   the tests without the kernel on other processors: MACHINES="arm64 s390x" by default'
 	@echo 'make test-systemd    the systemd service of the documentation, under a systemd that boots in a container'
-	@echo 'make lint    ruff, mypy, codespell'
+	@echo 'make coverage    all tests, and which lines of the package they run'
+	@echo 'make lint    ruff, mypy, pyright, codespell, shellcheck, and the schemas of the workflows'
 	@echo 'make docs    the documentation as HTML in docs/_build'
-	@echo 'make bench   the figures in the README; make bench ARGS=--help lists the benchmarks and how to choose'
+	@echo 'make bench   measures all figures and writes them to README, pages and charts; ARGS=--help: how to choose some'
+	@echo 'make figures   writes them again from benchmarks/results.json, without measuring'
 	@echo 'make sanitize  the C extension under sanitizers, and on other processors'
-	@echo 'make fuzz    generated input for the C sources, every parser, and against the kernel: ARGS="SECONDS CASES"'
-	@echo 'make soak    random interleavings of everything that can happen, by seed: ARGS="--seconds 600"; ARGS=--help'
-	@echo 'make mutants whether every line of the conformance checks is needed'
-	@echo 'make wheel   the distributions, checked and tried, in dist'
+	@echo 'make fuzz    generated input for the C sources and every parser, compared with the kernel: ARGS="SECONDS CASES"'
+	@echo 'make soak    random sequences of operations and faults, by seed: ARGS="--seconds 600"; ARGS=--help'
+	@echo 'make mutants check that each part of the conformance checks is needed'
+	@echo 'make dist    the distributions, checked and tried, in dist; PYTHONS="..." names more interpreters to try them with'
 
 demo: $(VENV)/.demo
 	@sh examples/demo.sh $(BIN)/python
 
 test: $(VENV)/.test
 	@sh tests/run.sh $(BIN)/python $(ARGS)
+
+test-fast: $(VENV)/.test
+	@AIOTUNTAP_TEST_KERNEL=0 $(BIN)/python -m pytest -q -n auto -m 'not (alone or hypothesis or slow)' --ignore=tests/kernel $(ARGS)
 
 test-kernels: $(VENV)/.test
 	@sh tests/machines/run.sh kernels $(BIN)/python '$(KERNELS)' $(ARGS)
@@ -46,11 +53,29 @@ test-machines: $(VENV)/.test
 test-systemd: $(VENV)/.test
 	@sh tests/machines/systemd.sh $(BIN)/python
 
-lint: $(VENV)/.lint
+# Of this process and the workers: what tests start as programs of their own is not counted.
+coverage: $(VENV)/.coverage
+	@mkdir -p build && rm -f build/coverage*
+	@PYTEST_ADDOPTS='--cov --cov-append --cov-report=' sh tests/run.sh $(BIN)/python $(ARGS)
+	@$(BIN)/coverage report
+
+lint: lint-ruff lint-mypy lint-words lint-shell
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+lint-ruff: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint-mypy: $(VENV)/.lint
 	$(BIN)/mypy
+	$(BIN)/python -m tests.pages.types
+	@cd docs && PYTHONPATH=.. ../$(BIN)/pyright --pythonpath ../$(BIN)/python --verifytypes aiotuntap --ignoreexternal
+
+lint-words: $(VENV)/.lint
 	$(BIN)/codespell
+
+lint-shell: $(VENV)/.lint
+	$(BIN)/shellcheck .ci/run examples/wireguard/wireguard-aiotuntap examples/*.sh tests/*.sh tests/*/*.sh
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
@@ -60,6 +85,9 @@ bench: $(VENV)/.bench
 	@sh tests/install-programs.sh gcc:build-essential ip:iproute2 ping:iputils-ping iperf3 vde_switch:vde2 \
 		wg:wireguard-tools wireguard-go
 	$(BIN)/python -m benchmarks $(ARGS)
+
+figures: $(VENV)/.bench
+	@$(BIN)/python -m benchmarks.figures
 
 sanitize: $(VENV)/.test
 	@sh tests/native/sanitize.sh $(BIN)/python $(ARGS)
@@ -74,9 +102,8 @@ soak: $(VENV)/.test
 mutants: $(VENV)/.test
 	@$(BIN)/python -W ignore -m tests.mutants $(ARGS)
 
-# The wheel is one for all versions: it is tried with those that are named in PYTHONS, too.
-wheel: $(VENV)/.wheel
-	@sh tests/native/wheel.sh $(BIN)/python $(PYTHONS)
+dist: $(VENV)/.dist
+	@sh tests/dist.sh $(BIN)/python $(PYTHONS)
 
 clean:
 	rm -rf .venv build dist aiotuntap/_native*.so docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -88,25 +115,25 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { echo 'no venv module: apt-get install python3-venv'; exit 1; }
 	@$(PIP) install --upgrade pip
 
-# Without a compiler, the engine in Python is installed, which is slower.
+# Without a compiler, only the slower engine in Python is installed.
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml $(NATIVE)
 	@echo '== installing aiotuntap and uvloop'
 	@$(PIP) install --editable '.[uvloop]'
 	@$(BIN)/python -c 'import aiotuntap._native' 2>/dev/null || echo '== no C extension: aiotuntap runs with its slower engine in Python'
 	@touch $@
 
-$(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.bench: $(VENV)/.%: $(VENV)/bin/python pyproject.toml $(NATIVE)
+$(VENV)/.test $(VENV)/.coverage $(VENV)/.lint $(VENV)/.docs $(VENV)/.bench: $(VENV)/.%: $(VENV)/bin/python pyproject.toml $(NATIVE)
 	@echo '== installing aiotuntap and what "make $*" needs'
 	@$(PIP) install --editable '.[all]' --group $*
 	@$(BIN)/python -c 'import aiotuntap._native' 2>/dev/null || echo '== NO C EXTENSION: ONLY THE ENGINE IN PYTHON IS INSTALLED'
 	@touch $@
 
-$(VENV)/.test $(VENV)/.bench: | $(VENV)/.compiler
+$(VENV)/.test $(VENV)/.coverage $(VENV)/.bench: | $(VENV)/.compiler
 
 $(VENV)/.compiler: $(VENV)/bin/python
 	@sh tests/install-programs.sh cc:build-essential $(PYTHON_HEADERS):python3-dev && touch $@ || echo '== continuing without a compiler'
 
-$(VENV)/.wheel: $(VENV)/bin/python pyproject.toml
-	@echo '== installing what "make wheel" needs'
-	@$(PIP) install --group wheel
+$(VENV)/.dist: $(VENV)/bin/python pyproject.toml
+	@echo '== installing what "make dist" needs'
+	@$(PIP) install --group dist
 	@touch $@

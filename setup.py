@@ -1,4 +1,4 @@
-"""The C extension. Everything else about the package is in pyproject.toml.
+"""The C extension, the version, and the readme as an index shows it. Everything else is in pyproject.toml.
 
 AIOTUNTAP_EXTENSION=1 makes an installation fail where the extension cannot be compiled, 0 leaves it out. Otherwise it is
 compiled where that is possible.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -22,6 +24,18 @@ sources = sorted(str(path) for path in Path("native").glob("*.c"))
 everything = sorted([*sources, *(str(path) for path in Path("native").glob("*.h"))])
 # The tests compare it with the files, so that they never run against an extension of before a change.
 digest = hashlib.sha256(b"".join(Path(path).read_bytes() for path in everything)).hexdigest()
+
+version = re.findall(r'^__version__ = "(.+)"$', Path("aiotuntap/__init__.py").read_text(), re.MULTILINE)[0]
+source = tomllib.loads(Path("pyproject.toml").read_text())["project"]["urls"]["Source"]
+
+
+def absolute(link: re.Match[str]) -> str:
+    """A link is relative in the repository. On an index it leads to the file of this version."""
+    kind = "raw" if link[2].endswith((".png", ".svg")) else "blob"
+    return f"{link[1]}{source}/{kind}/v{version}/{link[2]}"
+
+
+readme = re.sub(r'(\]\(|(?:href|src|srcset)=")(?![a-z]+:|#)([^)"]+)', absolute, Path("README.md").read_text())
 
 native = Extension(
     "aiotuntap._native",
@@ -49,11 +63,14 @@ class BuildExtension(build_ext):
             raise  # setuptools goes on where the extension is optional
 
 
-if wanted == "0":
-    setup()
-else:
-    setup(
-        ext_modules=[native],
-        cmdclass={"build_ext": BuildExtension},
-        options={"bdist_wheel": {"py_limited_api": "cp311"}},
-    )
+with_extension = {
+    "ext_modules": [native],
+    "cmdclass": {"build_ext": BuildExtension},
+    "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
+}
+setup(
+    version=version,
+    long_description=readme,
+    long_description_content_type="text/markdown",
+    **({} if wanted == "0" else with_extension),
+)

@@ -1,6 +1,6 @@
 """Asynchronous, multi-queue TUN/TAP for Linux: every queue of an interface is a stream of frames."""
 
-from ._endpoint import TuntapProtocol, TuntapTransport, create_tuntap_endpoint
+from ._endpoint import TuntapProtocol, create_tuntap_endpoint
 from ._engine import SlowEngineWarning
 from ._errors import (
     DeviceGoneError,
@@ -14,6 +14,7 @@ from ._errors import (
 from ._offload.header import VnetHeader
 from ._queue import TuntapQueue
 from ._super_frames import coalesce, segment
+from ._transport import TuntapTransport
 from ._tuntap import AsyncTuntap
 from ._types import Change, Counters, Frame, Link, LinkEvent, Mode, Offload, PacketStream, Stats
 
@@ -44,3 +45,5 @@ __all__ = [
     "create_tuntap_endpoint",
     "segment",
 ]
+
+__version__ = "0.1.0"

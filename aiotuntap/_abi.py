@@ -116,7 +116,7 @@ ETHERNET_HEADER_SIZE = 14
 VLAN_TAG_SIZE = 4
 MAX_PACKET = 65535
 #: Holds the largest frame that any mode can produce (packet information, a 24-byte virtio_net_hdr, Ethernet and VLAN
-#: headers, a 64 KiB super-frame): the kernel cuts off in silence what a read has no room for.
+#: headers, a 64 KiB super-frame): the kernel silently cuts off what a read has no room for.
 READ_SIZE = 65664
 
 # -- struct ifreq -----------------------------------------------------------------------------------------------------
@@ -147,16 +147,23 @@ def encode_name(name: str) -> bytes:
     """The bytes of an interface name or template.
 
     Raises:
-        ValueError: The kernel would refuse the name, or cut it to 15 bytes without a word.
+        ValueError: The kernel would refuse the name, or silently cut it to 15 bytes.
+        TypeError: It is not a string.
     """
     if not isinstance(name, str):
-        raise TypeError(f"interface name {name!r}: a string")
+        raise TypeError(f"name must be a string, not {name!r}")
     encoded = name.encode("utf-8", "surrogateescape")
     if len(encoded) >= IFNAMSIZ:
-        raise ValueError(f"interface name {name!r} has {len(encoded)} bytes: the kernel takes at most {IFNAMSIZ - 1}")
+        raise ValueError(f"interface name must have at most {IFNAMSIZ - 1} bytes, and {name!r} has {len(encoded)}")
     # Byte by byte, as the kernel looks at it: to its isspace(), 0xA0 is a space, in the middle of an "à" too.
     if name in (".", "..") or any(byte in b"/:\0 \t\n\v\f\r\xa0" for byte in encoded):
-        raise ValueError(f"interface name {name!r}: must not be '.' or '..', nor contain '/', ':', NUL or white space")
+        raise ValueError(
+            f"interface name must not contain '/', ':', NUL or white space, or be '.' or '..', and this is {name!r}"
+        )
+    if name in ("all", "default"):
+        raise ValueError(f"interface name must not be {name!r}: the kernel uses it for the settings of all interfaces")
     if "%" in name and (name.count("%") != 1 or "%d" not in name):
-        raise ValueError(f"interface name {name!r}: a template has one '%d' and no other '%'")
+        raise ValueError(
+            f"interface name must contain '%d' once and no other '%', or no '%' at all, and this is {name!r}"
+        )
     return encoded

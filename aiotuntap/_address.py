@@ -1,4 +1,4 @@
-"""Addresses of datagrams: text, tuples, and the bytes that the kernel takes. No descriptor, no name service."""
+"""Addresses of datagrams, as text, as tuples, and as the bytes that the kernel takes. Host names are not resolved."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from typing import TypeAlias, cast
 #: ``"192.0.2.1:51820"``, ``"[fd00::1]:51820"``, ``"[fe80::1%eth0]:51820"``, or a tuple as for `socket`.
 AnyAddress: TypeAlias = "Address | str | tuple[str, int] | tuple[str, int, int, int]"
 
-# struct sockaddr_in and sockaddr_in6: the family and, in the second, the scope are in the machine's own order.
+# struct sockaddr_in and sockaddr_in6. The family and the scope have the byte order of the machine.
 _FAMILY = struct.Struct("=H")
 _PORT = struct.Struct("!H")
 _SCOPE = struct.Struct("=I")
-#: Bytes of either, which an address begins with.
+#: Size in bytes of each. An `Address` begins with one of them.
 IN_SIZE, IN6_SIZE = 16, 28
 _MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Address(bytes):
-    """Where a datagram came from, or goes to: an IP address and a port, and the own address that belongs to it.
+    """Source or destination of a datagram: an IP address and a port, and perhaps a local address.
 
-    It is a small value: compare it, use it as a key, keep it. What `UdpStream.read_datagrams` gives knows the own
-    address that the datagram was sent to, and a reply to it leaves from there. Of two that differ in that alone,
-    `remote` is the same.
+    It is an immutable value: compare it, store it, or use it as a dictionary key. An address from
+    `UdpStream.read_datagrams` also has the local address that the datagram was sent to; a reply is sent from there.
+    Use `remote` to compare addresses without their local address.
 
     Args:
-        value: ``"192.0.2.1:51820"``, ``"[fd00::1]:51820"``, ``"[fe80::1%eth0]:51820"`` (interfaces are those of the
-            calling thread's namespace; a number is taken as it is), or a tuple of host and port, or of host, port, flow
-            label (ignored) and scope.
+        value: ``"192.0.2.1:51820"``, ``"[fd00::1]:51820"``, ``"[fe80::1%eth0]:51820"``, a tuple of host and port, or a
+            tuple of host, port, flow label (ignored) and scope. The interface after ``%`` is a name in the network
+            namespace of the calling thread, or a number.
 
     Raises:
-        ValueError: It is none of these. Names of hosts are not looked up, which can take seconds:
-            ``loop.getaddrinfo`` does that.
+        ValueError: *value* is not a valid address. Host names are not resolved, because that can take seconds: use
+            ``loop.getaddrinfo``.
+        TypeError: *value* is neither text nor such a tuple.
     """
 
     def __new__(cls, value: AnyAddress) -> Address:  # noqa: PYI034 - it has no subclass
@@ -40,7 +41,7 @@ class Address(bytes):
             return value
         host, port = split(value)
         if not host:
-            raise ValueError(f"address {value!r} must name a host, as '192.0.2.1:51820'")
+            raise ValueError(f"address {value!r} must have a host, such as '192.0.2.1:51820'")
         return pack(host, port)
 
     def __reduce_ex__(self, protocol: object) -> tuple[object, tuple[bytes]]:
@@ -53,7 +54,7 @@ class Address(bytes):
 
     @property
     def host(self) -> str:
-        """The IP address as text; with ``%`` and the number of the interface, if it is link-local."""
+        """The IP address as text. A link-local address ends with ``%`` and the index of its interface."""
         if self.family is socket.AF_INET:
             return socket.inet_ntoa(self[4:8])
         scope = self.scope
@@ -66,38 +67,43 @@ class Address(bytes):
 
     @property
     def scope(self) -> int:
-        """The number of the interface that a link-local IPv6 address belongs to, or 0."""
+        """The index of the interface of a link-local IPv6 address, or 0."""
         return 0 if self.family is socket.AF_INET else cast(int, _SCOPE.unpack_from(self, 24)[0])
 
     @property
     def local(self) -> str | None:
-        """The own IP address that the datagram came to, and that a reply leaves from. None: the kernel chooses."""
+        """The local IP address that the datagram was sent to, and that a reply is sent from. None: the kernel chooses."""
         own = self[IN_SIZE:] if self.family is socket.AF_INET else self[IN6_SIZE:]
         return socket.inet_ntop(self.family, own) if own else None
 
     @property
     def remote(self) -> Address:
-        """The same without an own address."""
+        """The same address without a local address."""
         return from_bytes(self[:IN_SIZE] if self.family is socket.AF_INET else self[:IN6_SIZE])
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}" if self.family is socket.AF_INET else f"[{self.host}]:{self.port}"
+        return to_text(self.host, self.port)
 
     def __repr__(self) -> str:
         return f"<Address {self} to {self.local}>" if self.local else f"<Address {self}>"
 
 
 def from_bytes(data: bytes) -> Address:
-    """The address that these bytes are."""
+    """The address with these bytes: a ``struct sockaddr``, and the local address if there is one."""
     return bytes.__new__(Address, data)
 
 
+def to_text(host: str, port: int) -> str:
+    """``"192.0.2.1:51820"`` or ``"[fd00::1]:51820"``."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def split(value: object) -> tuple[str, int]:
-    """Host and port of what a user gave. The host may be empty (``":51820"``), and the whole (``""``).
+    """Host and port of an address that a user passed. The host may be empty (``":51820"``), and so may all of it.
 
     Raises:
-        ValueError: It is no address.
-        TypeError: It is neither text nor a tuple.
+        ValueError: *value* is not a valid address.
+        TypeError: *value* is neither text nor a tuple.
     """
     match value:
         case Address():
@@ -113,7 +119,7 @@ def split(value: object) -> tuple[str, int]:
                 is_right = ":" not in host
             if not (colon and is_right and text.isascii() and text.isdigit()):
                 raise ValueError(
-                    f"address {value!r} must be 'HOST:PORT', as '192.0.2.1:51820', '[fd00::1]:51820' or ':51820'"
+                    f"address {value!r} must be 'HOST:PORT', such as '192.0.2.1:51820', '[fd00::1]:51820' or ':51820'"
                 )
             port = int(text)
         case (str(host), int(port)):
@@ -121,19 +127,21 @@ def split(value: object) -> tuple[str, int]:
         case (str(host), int(port), int(_), int(scope)):
             host += f"%{scope}" if scope and "%" not in host else ""
         case _:
-            raise TypeError(f"an address is text such as '192.0.2.1:51820', or a tuple of host and port, not {value!r}")
+            raise TypeError(
+                f"an address must be text such as '192.0.2.1:51820', or a tuple of host and port, not {value!r}"
+            )
     if not 0 <= port <= 65535:
-        raise ValueError(f"address {value!r}: a port is a number from 0 to 65535")
+        raise ValueError(f"address {value!r}: the port must be from 0 to 65535, not {port}")
     if host:
         _pack_host(host)
     return host, port
 
 
 def pack(host: str, port: int) -> Address:
-    """The address with these parts. *host* may name an interface of the calling thread's namespace.
+    """The address of this host and port. *host* may contain an interface of the calling thread's namespace.
 
     Raises:
-        ValueError: *host* is not an IP address, or there is no such interface.
+        ValueError: *host* is not an IP address, or the interface does not exist.
     """
     family, packed, scope = _pack_host(host)
     start = _FAMILY.pack(family) + _PORT.pack(port)
@@ -145,17 +153,19 @@ def pack(host: str, port: int) -> Address:
 
 
 def _pack_host(host: str) -> tuple[socket.AddressFamily, bytes, str]:
-    """The family, the address, and the interface as it was named. An IPv4 address in IPv6 is one of IPv4."""
+    """The family, the packed address, and the interface as text. An IPv4-mapped IPv6 address becomes an IPv4 address."""
     plain, _, scope = host.partition("%")
     family = socket.AF_INET6 if ":" in plain else socket.AF_INET
     try:
         packed = socket.inet_pton(family, plain)
     except OSError:
-        raise ValueError(f"{host!r} is not an IP address; loop.getaddrinfo looks up names of hosts") from None
+        raise ValueError(
+            f"{host!r} is not an IP address: pass the address; loop.getaddrinfo() resolves host names"
+        ) from None
     if packed.startswith(_MAPPED):
         family, packed = socket.AF_INET, packed[12:]
     if scope and family is socket.AF_INET:
-        raise ValueError(f"{host!r}: an IPv4 address has no interface")
+        raise ValueError(f"{host!r}: an IPv4 address must be given without an interface")
     return family, packed, scope
 
 
@@ -167,11 +177,11 @@ def _scope(host: str, text: str) -> int:
     try:
         return socket.if_nametoindex(text)
     except OSError:
-        raise ValueError(f"{host!r}: there is no interface {text!r} in this network namespace") from None
+        raise ValueError(f"{host!r}: interface {text!r} does not exist in this network namespace") from None
 
 
 def to_tuple(address: Address, family: socket.AddressFamily) -> tuple[str, int] | tuple[str, int, int, int]:
-    """As a socket of *family* takes it: one of IPv6 takes IPv4 addresses as mapped ones."""
+    """The address for a socket of this *family*. An IPv6 socket takes IPv4 addresses as IPv4-mapped ones."""
     if family is socket.AF_INET:
         return address.host, address.port
     if address.family is socket.AF_INET:

@@ -1,4 +1,4 @@
-"""Writing a file on a thread of its own: the event loop hands data over and never waits for a disk or a reader."""
+"""Writing a file on a separate thread: the event loop hands data over and never waits for a disk or a reader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from time import monotonic
 
-from ._errors import cannot
+from ._errors import cannot, no_thread
 from ._types import Buffer
 
 # Buffers that one writev(2) takes: IOV_MAX.
@@ -26,7 +26,7 @@ _LOOK = 100
 
 
 class BackgroundWriter:
-    """Appends what it is given to a descriptor, which it owns. Nothing that it is asked for ever blocks.
+    """Appends data to a descriptor, which it owns. None of its methods blocks.
 
     After the first error it writes nothing more.
     """
@@ -36,7 +36,7 @@ class BackgroundWriter:
 
         Args:
             fd: Of any kind of file.
-            whole: How many of these bytes are worth keeping in the file where a disk is full.
+            whole: How many of the given bytes form complete records, to be kept when a disk is full.
             failed: Called with the first error, on the thread.
 
         Raises:
@@ -57,9 +57,7 @@ class BackgroundWriter:
         try:
             threading.Thread(target=self._run, name="aiotuntap-writer", daemon=True).start()
         except (RuntimeError, MemoryError):
-            refused = OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            fix = "raise the limit of processes ('ulimit -u', or pids.max)"
-            raise cannot("start a thread to write with", refused, fix) from None
+            raise no_thread("to write the file") from None
 
     @property
     def waiting(self) -> int:
@@ -105,7 +103,7 @@ class BackgroundWriter:
                 part = pieces[at : at + _MOST_PIECES]
                 taken = os.writev(self._fd, part)
                 done += taken
-                if taken < sum(map(len, part)):  # a disk that is about to be full; then the rest says so
+                if taken < sum(map(len, part)):  # the disk is nearly full: the next write raises
                     left = memoryview(b"".join(part))[taken:]
                     while left:
                         taken = os.write(self._fd, left)
@@ -117,19 +115,19 @@ class BackgroundWriter:
         self._written += done
 
     def _cut(self, data: bytes) -> None:
-        """Takes back the end of *data*, which was written last, where that is not whole."""
+        """Removes from the file the incomplete record at the end of *data*, which was written last."""
         with suppress(OSError):
             end = os.lseek(self._fd, 0, os.SEEK_CUR)
             os.ftruncate(self._fd, end - len(data) + self._whole(data))
 
     def _write_to_reader(self, data: memoryview) -> None:
-        """To a pipe or a socket, whose reader may have stopped reading: waits, but not for ever."""
+        """Writes to a pipe or a socket. Its reader may have stopped reading, so this waits for a limited time."""
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         while data:
             while not poll.poll(_LOOK):
                 if self._deadline is not None and monotonic() >= self._deadline:
-                    raise TimeoutError(errno.ETIMEDOUT, "whoever reads it has stopped reading")
+                    raise TimeoutError(errno.ETIMEDOUT, "its reader has stopped reading")
             with suppress(BlockingIOError):
                 taken = os.write(self._fd, data[:_PIPE_PIECE])
                 self._written += taken
@@ -139,10 +137,10 @@ class BackgroundWriter:
 def open_for_writing(file: str | os.PathLike[str] | int) -> int:
     """A descriptor of a file that is new or emptied, of the pipe or device of that name, or a duplicate of a descriptor.
 
-    For a thread: a disk can be slow.
+    It can block on a slow disk: call it on a thread.
 
     Raises:
-        SetupError: It cannot be had.
+        SetupError: It cannot be opened.
     """
     try:
         if isinstance(file, int):
@@ -150,6 +148,6 @@ def open_for_writing(file: str | os.PathLike[str] | int) -> int:
         # Without O_NONBLOCK, opening a named pipe would wait for its reader.
         return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     except OSError as error:
-        hint = "it is a pipe that nobody reads: start its reader first" if error.errno == errno.ENXIO else ""
+        hint = "nobody reads from this pipe: start its reader first" if error.errno == errno.ENXIO else ""
         what = f"descriptor {file}" if isinstance(file, int) else repr(os.fspath(file))
         raise cannot(f"open {what} for writing", error, hint) from error

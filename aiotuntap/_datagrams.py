@@ -1,8 +1,8 @@
-"""Where datagrams pass between Python and the kernel: recvmsg(2) with UDP_GRO, and sendmsg(2) with UDP_SEGMENT.
+"""Receives and sends datagrams: recvmsg(2) with UDP_GRO, and sendmsg(2) with UDP_SEGMENT.
 
-With the first, one message is many datagrams of one flow; with the second, many datagrams leave as one message and are
-segmented by the kernel, or the network card. See udp(7). This is the plain version; the C engine has the same functions
-(`_engine`). As in `_frames`, none of them waits, and what goes wrong is an answer and not an exception.
+With UDP_GRO, one received message holds several datagrams of one flow. With UDP_SEGMENT, several datagrams are sent as
+one message, which the kernel or the network card segments. See udp(7). This is the reference version in Python; the C
+engine has the same functions (`_engine`). As in `_frames`, no function waits, and errors are returned, not raised.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from ._types import Buffer, Frame
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
 IP_PKTINFO = 8
 
-# Datagrams and bytes that leave in one message at most.
+# The most datagrams and bytes to send in one message, and the most messages to receive in one call.
 _MOST_IN_RUN = 64
 _LARGEST_RUN = 65507
 _MOST_MESSAGES = 128
 
 _INT = struct.Struct("=i")
 _SIZE = struct.Struct("=H")
-# struct in_pktinfo: interface, own address, destination; struct in6_pktinfo: own address, interface.
+# struct in_pktinfo: interface, local address, destination. struct in6_pktinfo: local address, interface.
 _IN_PKTINFO = struct.Struct("=I4s4s")
 _IN6_PKTINFO = struct.Struct("=16sI")
 _CONTROL = socket.CMSG_SPACE(_INT.size) + socket.CMSG_SPACE(_IN_PKTINFO.size) + socket.CMSG_SPACE(_IN6_PKTINFO.size)
 
-#: Datagrams as they are, or with their addresses; what stopped it; the messages with several datagrams, and how many
-#: datagrams were in those; datagrams that were lost for lack of memory.
+#: The datagrams, with or without their addresses; the errno or exception that stopped receiving, or 0; how many messages
+#: had several datagrams; how many datagrams those had; how many datagrams were lost for lack of memory.
 Received = tuple[list[bytes] | list[tuple[bytes, Address]], int | BaseException, int, int, int]
-#: Datagrams that were sent; what stopped it; how many the message had that was refused; the messages with several
-#: datagrams, and how many datagrams were in those.
+#: How many datagrams were sent; the errno that stopped sending, LOOK, or 0; how many datagrams the refused message had;
+#: how many messages had several datagrams; how many datagrams those had.
 Sent = tuple[int, int, int, int, int]
 
 
 def receive_batch(sock: socket.socket, limit: int, enough: int, addresses: Mapping[bytes, Address] | None) -> Received:
-    """Receives messages until the next one may go past *limit* datagrams, or there are *enough* bytes.
+    """Receives messages until the next one may exceed *limit* datagrams, or until there are *enough* bytes.
 
-    The datagrams of one message stay together, so that there may be more than *limit*.
+    A message is received whole, so the result may have more than *limit* datagrams.
 
     Args:
-        addresses: Gives the address for the bytes of one. None: the datagrams are wanted without.
+        addresses: Maps the bytes of an address to the `Address`. None returns datagrams without addresses.
     """
     datagrams: list[bytes | tuple[bytes, Address]] = []
     messages = segments = size = before = lost = 0
@@ -56,7 +56,7 @@ def receive_batch(sock: socket.socket, limit: int, enough: int, addresses: Mappi
             if (len(datagrams) + before > limit if number else limit < 1) or size >= enough:
                 break
             data, control, _, name = sock.recvmsg(READ_SIZE, _CONTROL)
-            lost = 1  # or as many as turn out to be in it, until they are kept
+            lost = 1  # until the datagrams of this message are stored: an exception may come before
             described = {(level, kind): value for level, kind, value in control}
             segment = _INT.unpack(described.get((SOL_UDP, UDP_GRO), bytes(4))[:4])[0]
             pieces = [data[at : at + segment] for at in range(0, len(data), segment)] if segment else [data]
@@ -79,7 +79,7 @@ def receive_batch(sock: socket.socket, limit: int, enough: int, addresses: Mappi
 
 
 def _address(name: tuple[Any, ...], described: dict[tuple[int, int], bytes]) -> Address:
-    """The sender, and the own address to which it was sent if another datagram can come from there."""
+    """The sender, with the local address that it sent to, unless that is a broadcast or multicast address."""
     host = name[0].partition("%")[0] + (f"%{name[3]}" if len(name) > 3 and name[3] else "")
     address = pack(host, name[1])
     own = b""
@@ -104,16 +104,16 @@ def send_batch(
     frames: Sequence[Frame],
     to: bytes | None,
 ) -> Sent:
-    """Sends up to *most* of *frames*, from number *start* on, each of at most *largest* bytes.
+    """Sends up to *most* of *frames*, from index *start* on, each of at most *largest* bytes.
 
-    Several that follow each other and have one size leave in one message. The last of them may be shorter.
+    Consecutive datagrams of one size are sent in one message. The last of them may be shorter.
 
     Args:
-        together: Bytes of the largest datagram that leaves together with others.
-        to: The address they go to; None for that of a connected socket.
+        together: Size in bytes of the largest datagram that may be sent together with others.
+        to: The destination. None means the address that the socket is connected to.
 
     Returns:
-        What stopped it, if that is an ``errno`` or LOOK, belongs to the datagram after those that were sent.
+        See `Sent`. The ``errno`` or LOOK is about the first datagram that was not sent.
     """
     sent = messages = coalesced = 0
     end = start + min(most, MOST, len(frames) - start)
@@ -133,14 +133,14 @@ def send_batch(
 
 
 def _run(frames: Sequence[Frame], start: int, end: int, largest: int, together: int) -> list[Buffer]:
-    """Those that can leave in one message; none if the first one is not a plain buffer of a size that can be sent."""
+    """Datagrams that can be sent in one message. None if the first is not a contiguous buffer of a valid size."""
     run: list[Buffer] = []
     first = size = all_bytes = 0
     for frame in frames[start:end]:
         try:
             with memoryview(frame) as view:  # type: ignore[arg-type]
                 size = view.nbytes if view.c_contiguous else largest + 1
-        except Exception:  # noqa: BLE001 - a frame in pieces, or not a frame: whatever its buffer raises
+        except Exception:  # noqa: BLE001 - a frame in pieces, or not a frame: its buffer may raise anything
             break
         if size > largest:
             break
@@ -156,13 +156,13 @@ def _run(frames: Sequence[Frame], start: int, end: int, largest: int, together: 
 
 
 def send_pieces(sock: socket.socket, pieces: Sequence[Buffer], to: Address | None) -> int:
-    """Sends one datagram that is in several pieces, or in memory with gaps. Returns 0 or the ``errno``."""
+    """Sends one datagram that consists of several buffers, or of one that is not contiguous. Returns 0 or the ``errno``."""
     return _send(sock, [b"".join(bytes(piece) for piece in pieces)], b"", to)
 
 
 def _send(sock: socket.socket, pieces: Sequence[Buffer], segment: bytes, to: Address | None) -> int:
     if to is not None and to.family is socket.AF_INET6 and sock.family is socket.AF_INET:
-        return errno.EAFNOSUPPORT  # else it would be looked up as the name of a host
+        return errno.EAFNOSUPPORT  # Python would try to resolve the IPv6 address as a host name
     control: list[tuple[int, int, bytes]] = []
     if segment:
         control.append((SOL_UDP, UDP_SEGMENT, segment))

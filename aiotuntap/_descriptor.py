@@ -1,14 +1,13 @@
 """A stream of frames over one non-blocking descriptor that the event loop watches.
 
 Reading. The loop watches the descriptor (level-triggered). One callback moves up to `BATCH` frames into the buffer, or
-wakes one reader, who reads on by itself; a buffer that is full unregisters the descriptor, and the kernel's own queue
-fills and drops from then on. Descriptors are registered with a weak reference, so that the loop does not keep a
-forgotten stream alive.
+wakes one reader, which then reads on by itself. When the buffer is full, the descriptor is unregistered, and from then
+on the kernel's own queue fills and then drops. The callback is registered with a weak reference, so that the loop does
+not keep a forgotten stream alive.
 
-Writing. The loop is asked about writability only after EAGAIN: a descriptor is writable nearly always, and would call
-back without end. It is not asked alone either. The descriptor of a TUN/TAP queue that waits for nothing but room is
-woken neither when its interface is deleted, nor when it is down, nor when the send buffer is smaller than two frames;
-hence the timer.
+Writing. The loop is asked to watch for writability only after EAGAIN, because a descriptor is nearly always writable
+and the loop would call back without end. There is also a timer: a TUN/TAP descriptor that is watched for writability
+is not woken when its interface is deleted or down, nor if the send buffer is smaller than two frames.
 """
 
 from __future__ import annotations
@@ -33,15 +32,16 @@ from ._types import Frame
 #: Frames that one callback moves into the buffer while nobody waits for them.
 BATCH = 64
 
-# Seconds after which a writer that waits for room looks again by itself.
+# Seconds after which a writer that waits for room tries again without being woken.
 _RECHECK = 0.05
 
 
 class DescriptorStream(FrameReader[T]):
-    """What a queue of an interface and a UDP socket have in common.
+    """The common part of a queue of an interface and a UDP socket.
 
-    A subclass says how frames pass (`_pull`, `_pull_one`, `_write_batch`, `_write_closely`) and what an ``errno`` means
-    (`_read_failed`, `_failure`). It registers the descriptor by `_resume`, once it is ready for callbacks.
+    A subclass reads and writes frames (`_pull`, `_pull_one`, `_write_batch`, `_write_closely`) and knows what an
+    ``errno`` means (`_read_failed`, `_failure`). When it is ready for callbacks, it registers the descriptor with
+    `_resume`.
     """
 
     __slots__ = (
@@ -58,7 +58,7 @@ class DescriptorStream(FrameReader[T]):
         "_writers",
     )
 
-    #: Bytes of the smallest frame that can be written.
+    #: Size in bytes of the smallest frame that can be written.
     _smallest = 1
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, max_frame: int, read_buffer: tuple[int, int]) -> None:
@@ -69,13 +69,13 @@ class DescriptorStream(FrameReader[T]):
         self._max_frame = max_frame
         self._pid = os.getpid()
         self._closed = False
-        #: Tells, where that is needed, whether the descriptor reports an error that the loop would tell once only.
+        #: On uvloop: tells whether the descriptor reports an error, which that loop would report only once.
         self._poll: select.poll | None = None
         self._writers: deque[asyncio.Future[None]] = deque()
         self._frames_read = self._frames_written = self._frames_refused = self._frames_dropped = 0
 
     def fileno(self) -> int:
-        """The descriptor, or -1 when closed. It stays this stream's: register, read or close it and things break."""
+        """The descriptor, or -1 when closed. It belongs to this stream: do not register, read, write or close it."""
         return self._fd
 
     def _check_loop(self) -> None:
@@ -85,43 +85,46 @@ class DescriptorStream(FrameReader[T]):
     # -- for a subclass ------------------------------------------------------------------------------------------------
 
     def _pull_one(self) -> None:
-        """Takes one frame, if there is one, or what cannot be taken in parts."""
+        """Takes one frame from the source, if there is one. It may take more if they cannot be taken one by one."""
         raise NotImplementedError
 
     def _read_failed(self, number: int) -> None:
-        """Reading stopped with this ``errno``, neither EAGAIN nor ENOMEM."""
+        """Reading failed with this ``errno``, which is neither EAGAIN nor ENOMEM."""
         raise NotImplementedError
 
     def _write_batch(self, frames: Sequence[Frame], start: int, to: bytes | None) -> tuple[int, int]:
-        """Writes frames from number *start* on: as `_frames.write_batch`.
+        """Writes frames from number *start* on, and returns what `_frames.write_batch` returns.
 
         Args:
-            to: Where they go, for a stream with more than one way.
+            to: The address to send to, for a stream that has several.
         """
         raise NotImplementedError
 
     def _write_closely(self, number: int, frame: Frame, to: bytes | None = None) -> int:
-        """Writes a frame that the engine did not try, or that deserves another try. Returns 0 or the ``errno``.
+        """Writes a frame that the engine did not write, for the reason *number*, if it can. Returns 0 or the ``errno``.
 
-        Raises for what is not a frame, for a size that no frame has, and for a caller from another thread.
+        Raises:
+            TypeError: It is not a frame.
+            InvalidFrameError: Its size is wrong.
+            RuntimeError: Called from another thread than the one that the stream belongs to.
         """
         raise NotImplementedError
 
     def _failure(self, number: int) -> Exception:
-        """What an ``errno`` of this stream means."""
+        """The exception for an ``errno`` of this stream."""
         raise NotImplementedError
 
     def _refusal(self, number: int) -> Exception:
-        """What to raise for the ``errno`` of a write, EAGAIN excepted. Counts the frame where it is the frame's fault."""
+        """The exception for the ``errno`` of a write, except EAGAIN. Counts the frame if it was refused."""
         error = self._failure(number)
         if isinstance(error, InvalidFrameError):
             self._frames_refused += 1
         return error
 
-    # -- reading: what FrameReader asks of its source ------------------------------------------------------------------
+    # -- reading: the source of a FrameReader --------------------------------------------------------------------------
 
     def _keep(self, frames: list[T], number: int | BaseException) -> None:
-        """Buffers what was read, and then looks at what stopped the reading: see `_frames.read_batch`."""
+        """Buffers the frames that were read, and then handles what stopped reading: see `_frames.read_batch`."""
         self._more = True
         buffered = len(self._buffer)
         try:
@@ -129,7 +132,7 @@ class DescriptorStream(FrameReader[T]):
         finally:
             taken = len(self._buffer) - buffered
             self._frames_read += taken
-            self._frames_dropped += len(frames) - taken  # there was no memory to keep them
+            self._frames_dropped += len(frames) - taken  # no memory to keep them
         if number:
             if number == errno.EAGAIN:
                 self._more = False
@@ -148,7 +151,7 @@ class DescriptorStream(FrameReader[T]):
             self._turns.call(self._loop)
             return
         if not self._turns.begin():
-            self._more = True  # so that the reader, when it has its turn, takes what is there
+            self._more = True  # so that the reader takes what is there when it has its turn
             self._line_up()
             return
         try:
@@ -160,11 +163,11 @@ class DescriptorStream(FrameReader[T]):
             self._turns.pause()
 
     def _answer_reader(self) -> None:
-        """One frame for the reader who waits, and at once: finding out that there is no other takes a read as well."""
+        """Gives one frame to the reader that waits, at once: to find out that there is no other would take another read."""
         if not self._buffer:
             try:
                 self._pull_one()
-            except MemoryError:  # the reader is told, when it tries by itself
+            except MemoryError:  # the reader gets it, when it tries by itself
                 self._more = True
             if not self._buffer and not self._more and self._error is None:
                 return
@@ -178,7 +181,7 @@ class DescriptorStream(FrameReader[T]):
         try:
             if room > 0 and self._error is None:
                 self._pull(min(room, BATCH))
-        except MemoryError:  # whoever reads next is told, and until then the frames are safe in the kernel
+        except MemoryError:  # the next reader gets it, and until then the frames are safe in the kernel
             self._more = True
             self._pause()
         count = len(self._buffer)
@@ -186,11 +189,11 @@ class DescriptorStream(FrameReader[T]):
             self._pause()
 
     def _buffered_bytes(self) -> int:
-        """What the buffer holds, where each element is a frame."""
+        """Bytes in the buffer, if each element is a frame."""
         return sum(map(len, cast("deque[bytes]", self._buffer)))
 
     def _watch_again(self) -> None:
-        """The descriptor has reported an error. libuv, which uvloop is made of, stops watching at one."""
+        """Registers again after the descriptor has reported an error: libuv, which uvloop uses, then stops watching it."""
         if self._flowing:
             self._pause()
             self._resume()
@@ -204,20 +207,23 @@ class DescriptorStream(FrameReader[T]):
         if not self._flowing and self._error is None:
             if self._receiver is None:
                 self._loop.add_reader(self._fd, _on_readable, weakref.ref(self))
-            else:  # it is called as long as the loop runs, whoever else knows of it
+            else:  # it keeps the stream alive as long as the loop runs
                 self._loop.add_reader(self._fd, self._on_readable)
             self._flowing = True
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def write_frame_nowait(self, frame: Frame) -> None:
-        """Writes one frame: a bytes-like object, or a list or tuple of them that together are one frame.
+        """Writes one frame.
+
+        Args:
+            frame: A bytes-like object, or a list or tuple of them that together are one frame.
 
         Raises:
             BlockingIOError: The send buffer is full; nothing was written.
-            InvalidFrameError: The kernel refuses the frame, or it is larger than any frame can be.
-            LinkDownError: The interface is down, or there is no route.
-            QueueClosedError: The stream was closed here.
+            InvalidFrameError: The kernel refuses the frame, or its size is wrong.
+            LinkDownError: The interface is down, or, for UDP, there is no route.
+            QueueClosedError: The stream was closed by this program.
             DeviceGoneError: The interface was deleted.
             RuntimeError: Called from another thread than the one that the stream belongs to.
             TypeError: It is not a frame.
@@ -225,12 +231,12 @@ class DescriptorStream(FrameReader[T]):
         number = self._engine.write_one(self._fd, self._max_frame, self._thread, frame)
         if number and (number := self._write_closely(number, frame)):
             if number == errno.EAGAIN:
-                raise BlockingIOError(number, "the send buffer is full: nothing was written")
+                raise BlockingIOError(number, "the send buffer is full: the frame was not written")
             raise self._refusal(number)
         self._frames_written += 1
 
     async def write_frame(self, frame: Frame) -> None:
-        """Writes one frame, waiting for room in the send buffer if there is none.
+        """Writes one frame. Waits while the send buffer is full.
 
         When cancelled, the frame was not written.
 
@@ -238,9 +244,9 @@ class DescriptorStream(FrameReader[T]):
             frame: A bytes-like object, or a list or tuple of them that together are one frame.
 
         Raises:
-            InvalidFrameError: The kernel refuses the frame, or it is larger than any frame can be.
-            LinkDownError: The interface is down, or there is no route.
-            QueueClosedError: The stream was closed here.
+            InvalidFrameError: The kernel refuses the frame, or its size is wrong.
+            LinkDownError: The interface is down, or, for UDP, there is no route.
+            QueueClosedError: The stream was closed by this program.
             DeviceGoneError: The interface was deleted.
             RuntimeError: Called from another thread or event loop than the one that the stream belongs to.
             TypeError: It is not a frame.
@@ -261,20 +267,20 @@ class DescriptorStream(FrameReader[T]):
     async def write_frames(self, frames: Iterable[Frame]) -> None:
         """Writes every frame that it can, in order.
 
-        What the kernel refuses is left out and reported when the rest is written. When cancelled, each frame was
-        written whole or not at all, in order up to some point.
+        Frames that the kernel refuses are skipped, and reported after the others were written. When cancelled, the
+        frames up to some point were written, each of them whole, and those behind it were not.
 
         Args:
             frames: Each a bytes-like object, or a list or tuple of them that together are one frame.
 
         Raises:
             InvalidFrameError: Some frames were refused: ``indexes`` says which. All others were written.
-            LinkDownError: The interface is down, or there is no route. Writing ended at once; a note on the exception
-                says where.
-            QueueClosedError: The stream was closed here. The note says where writing ended.
-            DeviceGoneError: The interface was deleted. The note says where writing ended.
+            LinkDownError: The interface is down, or, for UDP, there is no route. Writing ended at once; a note on the
+                exception says which frames were not written.
+            QueueClosedError: The stream was closed by this program. A note says which frames were not written.
+            DeviceGoneError: The interface was deleted. A note says which frames were not written.
             RuntimeError: Called from another thread or event loop than the one that the stream belongs to.
-            TypeError: One of them is not a frame. The note says which.
+            TypeError: One of them is not a frame; a note says which. Those before it were written.
         """
         await self._write_all(frames)
 
@@ -311,16 +317,16 @@ class DescriptorStream(FrameReader[T]):
         report(refused, len(batch))
 
     def write_frames_nowait(self, frames: Iterable[Frame]) -> int:
-        """Writes frames from the front, in order, as far as that goes without waiting.
+        """Writes frames in order, from the first one on, as many as it can without waiting.
 
         Returns:
-            How many were taken: all of them, unless the send buffer is full. A frame that is refused was not taken, and
-            neither were those behind it; it raises when it is the first one.
+            The number of frames that were written, all of them unless the send buffer is full or a frame is wrong. Call
+            it again with the rest; if the first frame is wrong, it raises.
 
         Raises:
             InvalidFrameError: The kernel refuses the first frame.
-            LinkDownError: The interface is down, or there is no route.
-            QueueClosedError: The stream was closed here.
+            LinkDownError: The interface is down, or, for UDP, there is no route.
+            QueueClosedError: The stream was closed by this program.
             DeviceGoneError: The interface was deleted.
             RuntimeError: Called from another thread than the one that the stream belongs to.
             TypeError: The first one is not a frame.
@@ -348,20 +354,20 @@ class DescriptorStream(FrameReader[T]):
         return index
 
     def _is_wrong(self, frame: Frame) -> bool:
-        """Whether writing raises whatever the kernel says of the frame."""
+        """Whether writing this frame raises without the kernel being asked."""
         try:
             return not self._smallest <= size_of(frame) <= self._max_frame
         except Exception:  # noqa: BLE001 - whatever its buffer raises
             return True
 
     async def _more_credit(self) -> None:
-        """Lets others run, if writers have written for as long as they may."""
+        """Lets other tasks run, if writers have used up their time."""
         self._check_loop()
         if not self._turns.extend(self._loop):
             await self._turns.next(self._loop)
 
     async def _wait_writable(self) -> None:
-        """Returns when another try may succeed, or fail for good."""
+        """Waits until another try may succeed, or fail for good."""
         self._check_loop()
         turn, timer = self._ask_for_room()
         try:
@@ -370,7 +376,7 @@ class DescriptorStream(FrameReader[T]):
             self._forget_room(turn, timer)
 
     def _ask_for_room(self) -> tuple[asyncio.Future[None], asyncio.TimerHandle]:
-        """A future that is done when another try may succeed, or fail for good. Then, or before, `_forget_room` it."""
+        """A future that is done when another try may succeed, or fail for good. `_forget_room` has to be called with it."""
         turn = self._loop.create_future()
         if not self._writers:
             self._loop.add_writer(self._fd, _on_writable, weakref.ref(self))
@@ -404,17 +410,17 @@ class DescriptorStream(FrameReader[T]):
             self._loop.remove_writer(self._fd)
 
     def _fail(self, error: Exception) -> None:
-        """The descriptor is good for nothing any more, and would report that for ever: stop watching it."""
+        """Stops watching the descriptor, which can no longer be used and would report that for ever."""
         if self._error is None:
             self._unregister()
             self._end(error)
             self._wake_writers()
 
     def _shut(self, error: Exception) -> None:
-        """Ends the stream, in this order: closed, unregistered, waiters woken. The descriptor is the caller's to close.
+        """Ends the stream, in this order: closed, unregistered, waiters woken. The caller has to close the descriptor.
 
-        Closing first would leave the loop with a registration that it can never remove while a duplicate of the
-        descriptor lives, and that keeps it spinning.
+        If it were closed first while a duplicate of it exists, the loop could never remove the registration, and would
+        spin.
         """
         self._closed = True
         if os.getpid() == self._pid:  # a forked child shares the loop's epoll instance, and must leave it alone

@@ -1,11 +1,11 @@
-"""The owner of a descriptor, and how one comes to be attached to an interface.
+"""The owner of a descriptor, and how a descriptor is attached to an interface.
 
-Everything here is synchronous and knows no event loop. `open_queues` is meant for a thread of its own: creating an
-interface takes the kernel's global network lock, which others may hold for tens of milliseconds.
+Everything here is synchronous and does not use an event loop. Call `open_queues` on a separate thread: creating an
+interface takes the kernel's global network lock, which other programs may hold for tens of milliseconds.
 
-The order on opening is not free. A descriptor that is polled before TUNSETIFF reports an error without ever joining
-the interface's wait queue, so a loop that registers it early spins at first and is never woken afterwards. And
-TUNSETIFF can answer 0 without having attached (a socket filter in the way), so TUNGETIFF has the last word.
+The order on opening matters. A descriptor that is polled before TUNSETIFF reports an error and does not join the
+interface's wait queue, so a loop that registers it too early spins at first and is never woken afterwards. And
+TUNSETIFF can return 0 without having attached, because of a socket filter, so TUNGETIFF has to confirm it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterable
@@ -26,40 +27,47 @@ from ._types import Mode, Offload
 
 _INT = struct.Struct("@i")
 
+# The send buffer that the driver gives a queue: as good as no limit.
+_UNLIMITED = (1 << 31) - 1
+
+
+#: Makes the node.
+MAKE_NODE = f"mkdir -p /dev/net && mknod -m 0666 {_abi.NODE} c 10 200"
+#: What to do if the node does not open, by ``errno``.
+NODE_FIXES = {
+    errno.ENOENT: f"{MAKE_NODE} (in a container: docker run --device {_abi.NODE})",
+    errno.ENODEV: "modprobe tun",
+    errno.ENXIO: "modprobe tun",
+    errno.EACCES: f"chmod 0666 {_abi.NODE} (the kernel still checks who may create an interface), or run as root",
+    errno.EPERM: f"docker run --device {_abi.NODE} (or allow 'c 10:200 rwm' in the device cgroup)",
+}
+
 
 class QueueFile:
-    """Owns one descriptor of ``/dev/net/tun``. ``fd`` is -1 once closed, and is so before the kernel closes it."""
+    """Owns one descriptor of ``/dev/net/tun``. ``fd`` becomes -1 just before the kernel closes it."""
 
     __slots__ = ("fd",)
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
+        self.fd: int = fd
 
     @classmethod
     def open(cls) -> QueueFile:
-        """A descriptor that is attached to nothing yet, in the network namespace of the calling thread."""
+        """Opens a descriptor in the network namespace of the calling thread. It is not attached yet."""
         try:
             return cls(os.open(_abi.NODE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError as error:
-            fix = {
-                errno.ENOENT: "make it: 'mkdir -p /dev/net && mknod /dev/net/tun c 10 200'; in a container, pass the"
-                " device in (docker: --device /dev/net/tun)",
-                errno.ENODEV: "the kernel has no TUN/TAP driver loaded: 'modprobe tun' as root",
-                errno.ENXIO: "the kernel has no TUN/TAP driver loaded: 'modprobe tun' as root",
-                errno.EACCES: "run as root, or let others open it: 'chmod 0666 /dev/net/tun' (the kernel still checks"
-                " who may create or attach)",
-                errno.EPERM: "this sandbox or container forbids the device: allow character device 10:200",
-            }.get(error.errno or 0, "see 'ls -l /dev/net/tun'")
-            raise cannot(f"open {_abi.NODE}", error, fix) from error
+            fix = NODE_FIXES.get(error.errno or 0, f"ls -l {_abi.NODE}")
+            raise cannot(f"open {_abi.NODE}", error, f"to fix it: {fix}") from error
 
     def close(self) -> None:
-        """Closes the descriptor. The last one of an interface that is not persistent takes the interface with it."""
+        """Closes the descriptor. With the last one, the kernel deletes an interface that is not persistent."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
     def ioctl(self, request: int, argument: int | bytes | bytearray = 0) -> int:
-        """As fcntl.ioctl, for arguments whose answer is a number; a closed file is EBADF, as the kernel has it."""
+        """Calls fcntl.ioctl, for requests that return a number. A closed file raises EBADF, as in the kernel."""
         if self.fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         answer = fcntl.ioctl(self.fd, request, argument)
@@ -73,8 +81,14 @@ class QueueFile:
         """An ioctl whose argument points to an int."""
         self.ioctl(request, _INT.pack(value))
 
+    def get_int(self, request: int) -> int:
+        """The answer of an ioctl whose argument points to an int."""
+        buffer = bytearray(_INT.size)
+        self.ioctl(request, buffer)
+        return int(_INT.unpack(buffer)[0])
+
     def get_ifreq(self) -> _abi.Ifreq:
-        """Name and flags as the kernel has them now, after a rename or a move too. EBADFD when attached to nothing."""
+        """Name and flags that the kernel has now, also after a rename or a move. EBADFD if it is not attached."""
         buffer = bytearray(_abi.IFREQ_SIZE)
         self.ioctl(_abi.TUNGETIFF, buffer)
         return _abi.Ifreq.unpack(buffer)
@@ -82,8 +96,22 @@ class QueueFile:
     def set_ifreq(self, request: int, name: str, flags: int) -> None:
         self.ioctl(request, _abi.Ifreq(name, flags).pack())
 
+    def is_down(self) -> bool:
+        """Whether the interface is down. With a limited send buffer this is unknown, and the answer is False.
+
+        poll(2) reports POLLOUT while the interface is up and the send buffer has room, and POLLERR if it was deleted.
+        """
+        try:
+            if self.get_int(_abi.TUNGETSNDBUF) != _UNLIMITED:
+                return False
+        except OSError:
+            return False
+        poll = select.poll()
+        poll.register(self.fd, select.POLLOUT)
+        return not poll.poll(0)
+
     def open_netns(self) -> int | None:
-        """A new descriptor of the namespace that the interface is in now; None without CAP_NET_ADMIN there."""
+        """Opens the namespace that the interface is in now; None without CAP_NET_ADMIN in it."""
         try:
             return self.ioctl(_abi.TUNGETDEVNETNS)
         except PermissionError:
@@ -91,7 +119,7 @@ class QueueFile:
 
 
 def same_interface(one: QueueFile, other: QueueFile) -> bool:
-    """Whether two attached files are queues of one interface: names are unique in a namespace, where that is known."""
+    """Whether two attached files are queues of one interface: of the same name, and in one namespace if that is known."""
     fds: list[int] = []
     try:
         if one.get_ifreq().name != other.get_ifreq().name:
@@ -103,7 +131,7 @@ def same_interface(one: QueueFile, other: QueueFile) -> bool:
         return len({(status.st_dev, status.st_ino) for status in map(os.fstat, fds)}) < 2
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise cannot("compare two queues", error) from error
+            raise cannot("check that two queues belong to one interface", error) from error
         return False
     finally:
         for fd in fds:
@@ -111,7 +139,7 @@ def same_interface(one: QueueFile, other: QueueFile) -> bool:
 
 
 def close_all(files: Iterable[QueueFile]) -> None:
-    """Closes every file, and raises what went wrong only after the last one."""
+    """Closes every file. Errors are raised after the last one."""
     errors: list[Exception] = []
     for file in files:
         try:
@@ -119,12 +147,12 @@ def close_all(files: Iterable[QueueFile]) -> None:
         except OSError as error:
             errors.append(error)
     if errors:
-        raise errors[0] if len(errors) == 1 else ExceptionGroup("some descriptors did not close cleanly", errors)
+        raise errors[0] if len(errors) == 1 else ExceptionGroup("closing some descriptors failed", errors)
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How the queues of one interface are opened: what its object was constructed with."""
+    """How the queues of one interface are opened."""
 
     mode: Mode
     multi_queue: bool = True
@@ -134,7 +162,7 @@ class Options:
     offload: Offload = Offload.NONE
     napi: bool = False
     carrier: bool = True
-    #: Offloads that the user of the queues does not see.
+    #: Whether offloads are hidden from the user of the queues: see `aiotuntap._transparent`.
     transparent: bool = False
 
     @property
@@ -155,17 +183,17 @@ class Options:
 
     @property
     def has_header(self) -> bool:
-        """Whether frames carry a header towards the kernel. Without one, nobody could tell what is left undone."""
+        """Whether frames have a virtio_net_hdr towards the kernel. Offloads need it: it says what is to be done."""
         return self.vnet_header or self.transparent
 
     @property
     def vnet_header_size(self) -> int:
-        """In bytes. The UDP tunnel offloads need the long header, or every read fails and loses its frame."""
+        """In bytes. The UDP tunnel offloads need the long header: without it, every read fails and loses its frame."""
         return 24 if self.offload & (Offload.UDP_TUNNEL | Offload.UDP_TUNNEL_CSUM) else 10
 
     @property
     def max_frame(self) -> int:
-        """The largest frame to write, in bytes; the kernel would accept, and then cut, far larger ones."""
+        """The largest frame to write, in bytes. The kernel would accept larger ones, and cut them."""
         size = _abi.MAX_PACKET
         if self.mode is Mode.TAP:
             size += _abi.ETHERNET_HEADER_SIZE + 2 * _abi.VLAN_TAG_SIZE
@@ -178,17 +206,17 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What `open_queues` brings back."""
+    """What `open_queues` returns."""
 
     files: list[QueueFile]
     name: str
     index: int
-    #: False when the interface was there before: then its flags are somebody else's and have yet to be compared.
+    #: False if the interface existed before. Then its flags are those of its creator, and have to be compared.
     created: bool
 
 
 class AttachError(Exception):
-    """TUNSETIFF refused; `_netlink.diagnosis` knows how to put it into words."""
+    """TUNSETIFF failed. `_netlink.diagnosis` makes a SetupError of it."""
 
     def __init__(self, name: str, cause: OSError) -> None:
         super().__init__(name, cause)
@@ -197,10 +225,10 @@ class AttachError(Exception):
 
 
 def open_queues(name: str, count: int, options: Options, netns: Namespace) -> Opened:
-    """Opens *count* queues on the interface *name* in *netns*, all or none. The first one resolves a template.
+    """Opens *count* queues of the interface *name* in *netns*, all or none. The first one completes a name template.
 
     Raises:
-        SetupError: The node or the namespace cannot be opened, or a setting did not take.
+        SetupError: The node or the namespace cannot be opened, or the kernel did not attach a queue.
         AttachError: The kernel refused to create the interface or to attach to it.
     """
     enter(netns)
@@ -216,7 +244,7 @@ def open_queues(name: str, count: int, options: Options, netns: Namespace) -> Op
             else:
                 _attach(file, name, options.flags)
                 if _confirmed_name(file, name) != name:
-                    raise SetupError(errno.EAGAIN, f"interface {name!r} was renamed while it was being opened; retry")
+                    raise SetupError(errno.EAGAIN, f"interface {name!r} was renamed while it was opened: try again")
         return Opened(files, name, index_of(name), created)
     except BaseException:
         close_all(files)
@@ -224,7 +252,7 @@ def open_queues(name: str, count: int, options: Options, netns: Namespace) -> Op
 
 
 def index_of(name: str, netns: Namespace = None) -> int:
-    """The number of an interface in *netns*, or in the calling thread's; 0 when that cannot be told."""
+    """The index of an interface in *netns*, or in the calling thread's namespace; 0 if it is unknown."""
     try:
         enter(netns)
         return socket.if_nametoindex(name)
@@ -233,22 +261,23 @@ def index_of(name: str, netns: Namespace = None) -> int:
 
 
 def _attach_first(file: QueueFile, name: str, options: Options) -> bool:
-    """Attaches, and tells whether that created the interface."""
+    """Attaches, and returns whether that created the interface."""
     try:
         _attach(file, name, options.flags | _abi.IFF_TUN_EXCL)
+        return True
     except AttachError as error:
         if options.exclusive or error.cause.errno != errno.EBUSY:
             raise
-        _attach(file, name, options.flags)
-        return False
-    return True
+    # Outside of the block above, so that the error of the second try is not reported together with that of the first.
+    _attach(file, name, options.flags)
+    return False
 
 
 def _attach(file: QueueFile, name: str, flags: int) -> None:
     try:
         file.set_ifreq(_abi.TUNSETIFF, name, flags)
     except OSError as error:
-        raise AttachError(name, error) from error
+        raise AttachError(name, error) from None
 
 
 def _confirmed_name(file: QueueFile, asked: str) -> str:
@@ -257,22 +286,24 @@ def _confirmed_name(file: QueueFile, asked: str) -> str:
     except OSError as error:
         raise SetupError(
             error.errno,
-            f"the kernel accepted the queue on {asked!r} but did not attach it; a classic socket filter on the"
-            " interface does this: remove it (TUNDETACHFILTER), or open without packet_info",
+            f"the kernel did not attach the queue to {asked!r}, although it reported success: a classic socket filter on"
+            " the interface does this; remove it (TUNDETACHFILTER), or open without packet_info",
         ) from error
 
 
 def header_size(file: QueueFile) -> int:
-    """Bytes of the virtio_net_hdr that the interface expects now."""
-    buffer = bytearray(_INT.size)
-    file.ioctl(_abi.TUNGETVNETHDRSZ, buffer)
-    return int(_INT.unpack(buffer)[0])
+    """Size in bytes of the virtio_net_hdr that the interface uses now."""
+    return file.get_int(_abi.TUNGETVNETHDRSZ)
 
 
 def set_sticky(file: QueueFile, options: Options) -> Offload:
-    """Offloads and header size belong to the interface and outlive the process that set them: set them always.
+    """Sets offloads and header size, always: they belong to the interface and outlive the process that set them.
 
-    Returns the offloads that are on.
+    Returns:
+        The offloads that are on.
+
+    Raises:
+        SetupError: The kernel refuses one of them.
     """
     try:
         file.set_value(_abi.TUNSETOFFLOAD, 0)
@@ -287,5 +318,7 @@ def set_sticky(file: QueueFile, options: Options) -> Offload:
         raise
     except OSError as error:
         raise SetupError(
-            error.errno, f"the kernel refuses the header size or the offloads {options.offload}: {error.strerror}"
+            error.errno,
+            f"cannot set the virtio_net_hdr size to {options.vnet_header_size} bytes or turn on {options.offload}:"
+            f" {error.strerror}",
         ) from error

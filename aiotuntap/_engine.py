@@ -1,7 +1,8 @@
-"""Which implementation of the packet path runs: the C extension where it is installed, or plain Python.
+"""Chooses the implementation of the packet path: the C extension where it is installed, or plain Python.
 
-The environment variable ``AIOTUNTAP_EXTENSION`` decides at import: ``1`` demands the extension, ``0`` leaves it out,
-unset takes it if it is there. Both do the same; see the functions in Python for what that is.
+The environment variable ``AIOTUNTAP_EXTENSION`` decides at import: with ``1`` the extension is required, with ``0`` it is
+not used, and without a value it is used if it is installed. Both implementations do the same; it is documented at the
+functions in Python.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from ._offload import segment as _segment
 from ._types import Buffer, Frame, Mode, Offload
 
 VARIABLE = "AIOTUNTAP_EXTENSION"
-#: Its value when this package was imported.
+#: The value of the variable when this package was imported.
 WANTED = os.environ.get(VARIABLE, "")
 
 #: How to get the C engine.
 INSTALL = (
-    "install a C compiler and Python's headers (Debian: apt-get install build-essential python3-dev) and then aiotuntap"
-    " again"
+    "install a C compiler and Python's headers (Debian: apt-get install build-essential python3-dev), and then install"
+    " aiotuntap again"
 )
 #: What the engine in Python costs.
-COST = "cutting and merging super-frames takes about 50 times the CPU time that the C engine takes"
+COST = "segmenting and merging super-frames takes about 50 times the CPU time that the C engine takes"
 
-#: A frame with a virtio_net_hdr, the numbers of the plain frames in it, and the value of the offload that it takes.
+#: A frame with a virtio_net_hdr, the numbers of the ordinary frames in it, and the value of the offload it was made with.
 Merged = tuple[bytes, list[int], int]
 
 
 class SlowEngineWarning(UserWarning):
-    """An interface cuts and merges super-frames (``offload`` without ``vnet_header``) with the slow engine in Python."""
+    """An interface with transparent offloads segments and merges super-frames with the slow engine in Python."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Engine:
 
 
 def _python_segment(frame: Buffer, tap: bool, header_size: int) -> list[bytes] | None:
-    """The plain frames, or None for a frame that is refused."""
+    """The ordinary frames, or None for an invalid frame."""
     try:
         return _segment.segment(frame, Mode.TAP if tap else Mode.TUN, header_size=header_size)
     except InvalidFrameError:
@@ -66,7 +67,7 @@ def _python_segment(frame: Buffer, tap: bool, header_size: int) -> list[bytes] |
 
 
 def _python_merge(frames: Sequence[Frame], tap: bool, offload: int, header_size: int) -> list[Merged] | None:
-    """Frames with a header, merged where that is safe; None when there is one that is not bytes."""
+    """Frames with a header, merged where that is safe; None if one of them is not bytes."""
     if not all(type(frame) is bytes for frame in frames):
         return None
     merged = _coalesce.merge(frames, Mode.TAP if tap else Mode.TUN, Offload(offload), header_size)  # type: ignore[arg-type]
@@ -93,18 +94,24 @@ PYTHON = Engine(
 
 
 def _cannot_be_imported(message: str) -> ImportError:
-    """With this name 'python -m aiotuntap' says the message in one line; others would be a traceback (see runpy)."""
-    return ImportError(message, name=__package__)
+    """The error to raise, which both ways to start the command line report in one line instead of a traceback.
+
+    Raises:
+        SystemExit: The script ``aiotuntap`` runs. It imports this package before any code of its own.
+    """
+    if os.path.basename((sys.argv or [""])[0]) == "aiotuntap":
+        raise SystemExit(f"aiotuntap: {message}")
+    return ImportError(message, name=__package__)  # with this name, runpy makes it one line
 
 
 def _load() -> tuple[Engine | None, str]:
-    """The C engine; or None, and why it cannot be imported where that was tried."""
+    """The C engine; or None, and why it cannot be imported, if that was tried."""
     if WANTED not in ("", "0", "1"):
         raise _cannot_be_imported(f"{VARIABLE} must be 0, 1 or empty, not {WANTED!r}")
     if WANTED == "0":
         return None, ""
     try:
-        # "from . import _native" would report a circular import where there is no such module.
+        # "from . import _native" would report a circular import if the module does not exist.
         from ._native import (
             coalesce,
             merge,
@@ -121,7 +128,7 @@ def _load() -> tuple[Engine | None, str]:
             message = (
                 f"{VARIABLE}=1, but the C extension cannot be imported ({error}): {INSTALL}, or unset the variable"
             )
-            raise _cannot_be_imported(message) from error
+            raise _cannot_be_imported(message) from None
         return None, str(error)
     engine = Engine(
         "C", read_batch, read_one, write_batch, write_one, segment, coalesce, merge, receive_batch, send_batch
@@ -129,15 +136,15 @@ def _load() -> tuple[Engine | None, str]:
     return engine, ""
 
 
-#: The C engine, and why it cannot be imported.
+#: The C engine or None, and why it cannot be imported.
 NATIVE, MISSING = _load()
 
-#: The one that runs.
+#: The engine that is used.
 engine = NATIVE or PYTHON
 
 
 def warn_if_slow() -> None:
-    """Warns, at the line outside of this package that led here, that offloads are on with the slow engine."""
+    """Warns, at the calling line outside of this package, that transparent offloads use the slow engine."""
     if engine is not PYTHON:
         return
     level, frame = 1, sys._getframe()  # Python 3.12 has skip_file_prefixes for this
@@ -145,8 +152,8 @@ def warn_if_slow() -> None:
         level, frame = level + 1, frame.f_back
     fix = f"unset {VARIABLE}" if WANTED == "0" else INSTALL
     warnings.warn(
-        f"offload without vnet_header=True runs on the engine in Python: {COST}. To get the C engine, {fix};"
-        " 'python -m aiotuntap doctor' says more. To silence this:"
+        f"offload without vnet_header=True uses the engine in Python: {COST}. To use the C engine, {fix};"
+        " 'python -m aiotuntap doctor' says more. To silence this warning:"
         " warnings.simplefilter('ignore', aiotuntap.SlowEngineWarning)",
         SlowEngineWarning,
         stacklevel=level,

@@ -1,9 +1,10 @@
-"""Where frames pass between Python and the kernel: read(2) and write(2), one frame each, and batches of them.
+"""Where frames pass between Python and the kernel: read(2) and write(2), for single frames and for batches.
 
-This is the plain version; the C engine has the same functions (`_engine`). None of them waits, and what goes wrong is
-an answer and not an exception: an ``errno``, since most of them are part of the ordinary course, such as EAGAIN.
+This is the version in Python; the C engine has the same functions (`_engine`). None of them waits. Errors are returned
+as an ``errno`` and not raised, since most of them, such as EAGAIN, are expected.
 
-One read(2) is one frame, one write(2) too, whole or not at all. See tuntap.rst in the kernel's documentation.
+One read(2) reads one frame, and one write(2) writes one frame, whole or not at all. See tuntap.rst in the kernel's
+documentation.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from threading import get_ident
 from ._abi import READ_SIZE
 from ._types import Buffer, Frame
 
-#: Instead of an ``errno``: the frame is not a plain buffer of a size that can be written. The caller looks closer.
+#: Instead of an ``errno``: the frame is not one buffer, or its size is wrong. The caller has to look closer.
 LOOK = -1
 
-#: Likewise: the calling thread is not the one that it has to be.
+#: Instead of an ``errno``: called from the wrong thread.
 WRONG_THREAD = -2
 
-#: Frames in one batch at most.
+#: Frames in one batch, at most.
 MOST = 256
 
 # Larger than all frames of a batch together. See `keep_freed_memory`.
@@ -36,19 +37,18 @@ def read_batch(fd: int, limit: int, enough: int) -> tuple[list[bytes], int | Bas
     """Reads frames until there are *limit*, or they have *enough* bytes in all, or something stops it.
 
     Returns:
-        The frames, and what stopped it: 0 when neither the kernel nor Python did. An exception that is not the
-        kernel's, such as MemoryError, comes here too, for the caller to raise: raised at once, it would lose the frames
-        that were read before.
+        The frames, and what stopped it: 0, an ``errno``, or an exception that is not from the kernel, such as
+        MemoryError, for the caller to raise. If it were raised here, the frames that were read before would be lost.
     """
     frames: list[bytes] = []
     size = 0
     limit = min(limit, MOST)
     try:
         while len(frames) < limit and size < enough:
-            frames.append(b"")  # the place first: no frame is read that could not be kept
+            frames.append(b"")  # the place first, so that no frame is read that cannot be kept
             frames[-1] = os.read(fd, READ_SIZE)
             size += len(frames[-1])
-    except BaseException as error:  # noqa: BLE001 - handed over
+    except BaseException as error:  # noqa: BLE001 - returned
         if frames and not frames[-1]:
             frames.pop()
         return frames, error.errno or errno.EIO if isinstance(error, OSError) else error
@@ -67,8 +67,7 @@ def write_batch(fd: int, largest: int, start: int, most: int, frames: Sequence[F
     """Writes up to *most* frames from *frames*, from number *start* on, each of at most *largest* bytes.
 
     Returns:
-        How many were written, and what stopped it: 0, an ``errno`` which belongs to the frame after those that were
-        written, or LOOK.
+        How many were written, and what stopped it: 0, or, for the frame after those, an ``errno`` or LOOK.
     """
     written = 0
     for frame in frames[start : start + min(most, MOST)]:
@@ -82,11 +81,11 @@ def write_batch(fd: int, largest: int, start: int, most: int, frames: Sequence[F
 def write_one(fd: int, largest: int, thread: int, frame: Frame) -> int:
     """Writes one frame of at most *largest* bytes.
 
-    To look at the thread here costs a tenth of what it costs before the call.
+    Checking the thread here takes a tenth of the time that it takes in the caller.
 
     Returns:
-        0, the ``errno``, LOOK, or WRONG_THREAD when the calling thread is not *thread*. In the last two cases it did
-        not try.
+        0, the ``errno``, LOOK, or WRONG_THREAD if the calling thread is not *thread*. In the last two cases, nothing
+        was written.
     """
     return _write(fd, largest, frame) if thread == get_ident() else WRONG_THREAD
 
@@ -99,7 +98,7 @@ def _write(fd: int, largest: int, frame: Frame) -> int:
         os.write(fd, frame)  # type: ignore[arg-type]
     except OSError as error:
         return error.errno or errno.EIO
-    except Exception:  # noqa: BLE001 - a frame in pieces, with gaps, or not a frame: whatever its buffer raises
+    except Exception:  # noqa: BLE001 - several pieces, memory with gaps, or not a frame at all
         return LOOK
     return 0
 
@@ -116,11 +115,11 @@ def write_pieces(fd: int, pieces: Sequence[Buffer]) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Makes the C library keep what is freed after a batch of super-frames, for the next one.
+    """Makes the C library keep the memory of a batch of super-frames for the next batch.
 
-    By default glibc gives memory back to the kernel as soon as 128 KiB are free at the end of the heap, and gets them
-    back page fault by page fault: a third of what a super-frame costs. When a larger block than ever is freed, it
-    learns that this program needs such blocks, and keeps up to twice as much: see M_TRIM_THRESHOLD in mallopt(3). The
-    block itself is never touched, and so costs no memory.
+    By default, glibc returns memory to the kernel when 128 KiB are free at the end of the heap. Getting it back causes
+    page faults, which take a third of the time of a super-frame. When a block is freed that is larger than all before,
+    glibc raises that limit to twice its size: see M_TRIM_THRESHOLD in mallopt(3). The block itself is never written to,
+    and so takes no memory.
     """
     bytes(_BLOCK)

@@ -1,19 +1,19 @@
-"""What an interface is called, where it is, and how it is set: asked and changed through the files of its queues.
+"""The name, the place and the settings of an interface, read and changed through the files of its queues.
 
-`AsyncTuntap` and its queues share one. The kernel renames an interface and moves it to another namespace without
-notice, so whatever depends on the name or the place asks for it anew.
+`AsyncTuntap` and its queues share one `Interface`. Another program can rename an interface, or move it to another
+namespace, at any time, so the name and the namespace are read from the kernel whenever they are needed.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from . import _abi
 from ._device import Options, QueueFile
-from ._errors import QueueClosedError, SetupError, cannot, gone
+from ._errors import QueueClosedError, cannot, closed, gone, not_open
 from ._netns import Namespace
 
 
@@ -23,8 +23,8 @@ class Interface:
     Attributes:
         options: How its queues are opened.
         netns: The namespace it was opened in or moved to, as the user named it; None for that of the opening thread.
-        index: Its number in its namespace when somebody last looked; 0 if that could not be told, None before opening.
-        files: Those of its open queues, in the order they were opened.
+        index: Its index in its namespace when that was last read; 0 if it is unknown, None before opening.
+        files: The files of its open queues, in the order they were opened.
         opened: Whether queues were opened.
         closed: Whether closing has begun.
     """
@@ -36,13 +36,15 @@ class Interface:
         self.files: list[QueueFile] = []
         self.opened = False
         self.closed = False
-        #: The last name known: before opening, the one asked for.
-        self.last_name = name
+        #: Whether a read of one of its queues has had to wait.
+        self.was_waited_for = False
+        #: The last known name; before opening, the one asked for.
+        self.last_name: str = name
         self._send_buffer: int | None = None
 
     @property
     def name(self) -> str:
-        """The name that the kernel has now. As asked for before opening, the last one known when it is gone."""
+        """The name that the kernel has now; before opening, the one asked for; after the end, the last known one."""
         for file in self.files:
             try:
                 self.last_name = file.get_ifreq().name
@@ -55,12 +57,12 @@ class Interface:
     def where(self) -> Iterator[tuple[str, Namespace]]:
         """The name and the namespace that the interface has now.
 
-        Where the kernel does not tell the namespace (it takes CAP_NET_ADMIN there), that of opening.
+        Without CAP_NET_ADMIN in that namespace the kernel does not tell it; then it is the one of opening.
 
         Raises:
-            DeviceGoneError: It was deleted.
-            QueueClosedError: It was closed here.
-            SetupError: The kernel does not tell for another reason, such as no descriptor left.
+            DeviceGoneError: The interface was deleted.
+            QueueClosedError: It was closed by this program.
+            SetupError: The kernel does not tell the namespace for another reason, such as EMFILE.
         """
         if self.closed:
             self.check_open()
@@ -71,7 +73,7 @@ class Interface:
             except OSError as error:
                 if error.errno == errno.EBADFD:
                     raise gone(self.last_name) from error
-                raise cannot(f"tell which namespace {self.last_name!r} is in", error) from error
+                raise cannot(f"open the network namespace of {self.last_name!r}", error) from error
         try:
             yield self.name, self.netns if fd is None else fd
         finally:
@@ -79,42 +81,51 @@ class Interface:
                 os.close(fd)
 
     def check_open(self) -> None:
-        """Raises what there is to say where nothing can be asked or set."""
+        """Raises QueueClosedError or RuntimeError if the interface is closed, or is not open yet."""
         if self.closed:
-            raise QueueClosedError(f"interface {self.last_name!r} is closed")
+            raise closed(f"interface {self.last_name!r}")
         if not self.opened:
-            raise RuntimeError("the interface is not open yet: 'async with', or await open()")
+            raise not_open(f"interface {self.last_name!r}")
+
+    def no_queue(self) -> QueueClosedError:
+        """The error where an open queue is needed and all of them were closed."""
+        return QueueClosedError(f"interface {self.last_name!r} has no open queue: open one with add_queues()")
 
     def set(
-        self, setting: str, value: object, change: Callable[[QueueFile], None], file: QueueFile | None = None
+        self,
+        setting: str,
+        value: object,
+        change: Callable[[QueueFile], None],
+        file: QueueFile | None = None,
+        fixes: Mapping[int, str] | None = None,
     ) -> None:
-        """Changes a setting through *file*, or through the first open queue.
+        """Changes a setting through *file*, or through the first open queue. *fixes* says what to do, by ``errno``.
 
         Raises:
             SetupError: The kernel refused.
             DeviceGoneError: The interface was deleted.
-            QueueClosedError: It is closed, or has no open queue.
+            QueueClosedError: The interface, or every queue of it, was closed by this program.
+            RuntimeError: It is not open yet.
         """
         self.check_open()
         if file is None:
             if not self.files:
-                raise QueueClosedError(f"interface {self.last_name!r} has no open queue to set its {setting} through")
+                raise self.no_queue()
             file = self.files[0]
         try:
             change(file)
         except OSError as error:
             if error.errno == errno.EBADFD:
                 raise gone(self.last_name) from error
-            raise SetupError(
-                error.errno, f"cannot set {setting} of {self.last_name!r} to {value}: {error.strerror}"
-            ) from error
+            fix = (fixes or {}).get(error.errno or 0, "")
+            raise cannot(f"set {setting} of {self.last_name!r} to {value}", error, fix) from error
 
     def set_send_buffer(self, size: int, file: QueueFile | None = None) -> None:
-        """TUNSETSNDBUF, which holds for the queues that are attached at that moment."""
+        """TUNSETSNDBUF, which changes the queues that are attached at that moment."""
         self.set("send buffer", size, lambda file: file.set_int(_abi.TUNSETSNDBUF, size), file)
         self._send_buffer = size
 
     def restore(self, file: QueueFile) -> None:
-        """Sets anew what the kernel forgets when a queue is added or enabled."""
+        """Sets again what the kernel does not apply to a queue that is added or enabled later."""
         if self._send_buffer is not None:
             self.set_send_buffer(self._send_buffer, file)

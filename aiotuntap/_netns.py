@@ -1,4 +1,4 @@
-"""Network namespaces, entered by a thread that ends afterwards. See network_namespaces(7) and setns(2)."""
+"""Network namespaces: a thread enters one, and ends there. See network_namespaces(7) and setns(2)."""
 
 from __future__ import annotations
 
@@ -15,45 +15,55 @@ _OWN = "/proc/thread-self/ns/net"
 #: A name as in ``ip netns``, a path such as ``/proc/PID/ns/net``, or an open descriptor of a namespace.
 Namespace = str | int | None
 
-#: Device and inode: what tells one namespace from another.
+#: Device and inode number, which are different for each namespace.
 Identity = tuple[int, int]
 
 
 def parse_namespace(netns: str | os.PathLike[str]) -> str:
-    """Checks what a user gave as a namespace."""
-    text = os.fspath(netns)
+    """Checks the name or path of a namespace.
+
+    Raises:
+        ValueError, TypeError: It is neither.
+    """
+    text = os.fspath(netns) if isinstance(netns, os.PathLike) else netns
     if not isinstance(text, str) or not text or "\0" in text:
-        raise ValueError(f"netns {netns!r}: a name as in 'ip netns', or a path such as /proc/PID/ns/net")
+        wrong = ValueError if isinstance(text, str) else TypeError
+        raise wrong(f"netns must be a name as in 'ip netns', or a path such as /proc/PID/ns/net, not {netns!r}")
     return text
 
 
 def open_namespace(netns: str) -> int:
-    """A descriptor of a namespace, by name or path.
+    """Opens a namespace, by name or path, and returns the descriptor.
 
     Raises:
-        SetupError: There is none, or no right to open it.
+        SetupError: It does not exist, or this user may not open it.
     """
     path = Path(netns) if "/" in netns else _NAMED / netns
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        hint = "give the path of one that exists" if "/" in netns else f"'ip netns add {netns}' makes it"
-        raise cannot(f"open network namespace {netns!r}", error, hint) from error
+        raise cannot(f"open network namespace {netns!r}", error, _how_to_get(netns, error)) from None
+
+
+def _how_to_get(netns: str, error: OSError) -> str:
+    if error.errno != errno.ENOENT:
+        return ""
+    return "check the path" if "/" in netns else f"'ip netns add {netns}' makes it"
 
 
 def identity() -> Identity:
-    """That of the calling thread's namespace."""
+    """The identity of the calling thread's namespace."""
     status = os.stat(_OWN)
     return status.st_dev, status.st_ino
 
 
 def enter(netns: Namespace) -> None:
-    """Moves the calling thread, and only it, into *netns*. None, or the namespace it is in already, does nothing.
+    """Moves the calling thread, and no other, into *netns*. Does nothing for None, or if the thread is there already.
 
-    Call it on a thread of its own (`run_in_thread`): there is no way back but ending.
+    Call it on a new thread (`run_in_thread`), because the thread cannot always go back.
 
     Raises:
-        SetupError: There is no such namespace, or no privilege to enter it.
+        SetupError: The namespace does not exist, or this user may not enter it.
     """
     if netns is None:
         return
@@ -69,15 +79,15 @@ def enter(netns: Namespace) -> None:
 
 def _enter(fd: int, label: str) -> None:
     if os.path.samestat(os.fstat(fd), os.stat(_OWN)):
-        return  # setns(2) wants CAP_SYS_ADMIN even for the namespace one is in
+        return  # setns(2) takes CAP_SYS_ADMIN even for the namespace that the thread is in
     try:
         _setns(fd)
     except OSError as error:
         fix = (
-            "it is not a network namespace"
+            "this is not a network namespace"
             if error.errno == errno.EINVAL
-            else "it takes CAP_SYS_ADMIN in the user namespace that owns it, so run as root, or start the program inside"
-            " with 'ip netns exec'"
+            else "entering it takes CAP_SYS_ADMIN in the user namespace that owns it: run as root, or start the program"
+            " inside the namespace with 'ip netns exec'"
         )
         raise SetupError(error.errno, f"cannot enter network namespace {label}: {error.strerror}; {fix}") from error
 

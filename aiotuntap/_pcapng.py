@@ -1,6 +1,6 @@
-"""Blocks of a pcapng file: bytes to bytes. See draft-ietf-opsawg-pcapng.
+"""Makes the blocks of a pcapng file. See draft-ietf-opsawg-pcapng.
 
-In the byte order of the machine, which the first block tells. All times are in nanoseconds.
+Numbers are in the byte order of this machine, which the first block declares. All times are in nanoseconds.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _LINK_TYPES = {Mode.TAP: 1, Mode.TUN: 101}
 #: Directions of a packet.
 INBOUND, OUTBOUND = 1, 2
 
-# Type and length of the block, interface, both halves of the time, length as stored and as it was.
+# Type and length of the block, interface, both halves of the time, stored length, original length.
 _PACKET_HEAD = struct.Struct("=IIIIIII")
-# Flags and queue as options, the end of the options, and once more the length of the block.
+# The options flags and queue, the end of the options, and the length of the block again.
 _PACKET_TAIL = struct.Struct("=HHIHHIHHI")
 _EPB_FLAGS, _EPB_QUEUE = 2, 6
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
@@ -37,7 +37,7 @@ def section() -> bytes:
 
 
 def interface(name: str, mode: Mode, snaplen: int) -> bytes:
-    """The block for one interface; packets refer to it by how many came before it. *snaplen* 0 is no limit."""
+    """The block for one interface. Its number is how many such blocks came before. *snaplen* 0 means no limit."""
     body = struct.pack("=HHI", _LINK_TYPES[mode], 0, snaplen)
     return _block(_INTERFACE, body + _option(_IF_NAME, name.encode()) + _option(_IF_TSRESOL, _NANOSECONDS) + _END)
 
@@ -45,15 +45,15 @@ def interface(name: str, mode: Mode, snaplen: int) -> bytes:
 def packet(
     data: Buffer, number: int, queue: int, direction: int, time: int, length: int | None = None
 ) -> tuple[bytes, Buffer, bytes]:
-    """The block for one packet, in three pieces that save copying it.
+    """The block for one packet, in three pieces, so that the packet need not be copied.
 
     Args:
-        data: What is stored of it.
-        number: Of its interface.
-        queue: Of the interface.
+        data: The part of the packet that is stored.
+        number: Number of its interface.
+        queue: Number of its queue.
         direction: `INBOUND` or `OUTBOUND`.
-        time: In nanoseconds since 1970.
-        length: Bytes that it really had, if it is stored in part.
+        time: Nanoseconds since 1970.
+        length: Size of the whole packet in bytes, if only a part is stored.
     """
     size = len(data)
     padding = _PADDING[size & 3]
@@ -70,7 +70,7 @@ def statistics(number: int, time: int, missed: int) -> bytes:
 
 
 def whole_blocks(data: bytes) -> int:
-    """Bytes of the blocks that *data* begins with and that are complete."""
+    """Size in bytes of all complete blocks at the start of *data*."""
     at = 0
     while at + 8 <= len(data):
         (size,) = struct.unpack_from("=I", data, at + 4)

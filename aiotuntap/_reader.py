@@ -1,15 +1,16 @@
-"""The reading half of a stream of frames: a bounded buffer and the tasks that wait for it, first come first served.
+"""The reading half of a stream of frames: a bounded buffer, and the tasks that wait for it, first come first served.
 
-It knows no descriptor. A subclass says where frames come from: `_pull` asks the source for more now, `_resume` tells
-it that there is room again.
+It does not use a descriptor itself. A subclass provides the frames: `_pull` takes more from the source now, and
+`_resume` tells the source that there is room again.
 
-Cancelling loses nothing because a frame stays in the buffer until the very step of the task that returns it: the
-future that a reader waits on only says "your turn", and a turn that is not taken is passed on.
+Cancelling loses no frame, because a frame stays in the buffer until the step of the task that returns it. The future
+that a reader waits on only says that it is this reader's turn. A turn that is not used goes to the next reader.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
@@ -21,25 +22,25 @@ from ._errors import QueueClosedError
 from ._turns import Turn, turns_of
 from ._types import Owning
 
-#: A frame: bytes, or with what came along.
+#: A frame: bytes, or bytes with an address.
 T = TypeVar("T")
 
 #: Frames that `read_frames` returns at most unless told otherwise.
 DEFAULT_LIMIT = 128
 
-# … and whatever they are told.
+# The most that `read_frames` returns, whatever limit it is given.
 _MOST = 4096
 
-#: Frames that are kept in user space unless told otherwise: enough to ride out a burst, few enough for a full buffer of
-#: small frames to stay in a processor's cache.
+#: Frames that are kept in user space unless told otherwise: enough for a burst, and few enough that a full buffer of
+#: small frames stays in a processor's cache.
 READ_BUFFER = 256
 
-#: Bytes that are kept in user space, however few the frames are: with offloads, a frame can have 64 KiB.
+#: Bytes at which the buffer is full, however few the frames are: with offloads, a frame can have 64 KiB.
 BUFFER_BYTES = 4 << 20
 
 
 class FrameReader(Owning, Generic[T]):
-    """A bounded buffer of frames with a line of readers in front of it."""
+    """A bounded buffer of frames, and the readers that wait for them in line."""
 
     __slots__ = (
         "__weakref__",
@@ -47,6 +48,7 @@ class FrameReader(Owning, Generic[T]):
         "_buffer",
         "_error",
         "_flowing",
+        "_has_waited",
         "_high",
         "_in_line",
         "_loop",
@@ -66,18 +68,20 @@ class FrameReader(Owning, Generic[T]):
         self._low = low
         self._batch = min(high, DEFAULT_LIMIT)
         self._buffer: deque[T] = deque()
-        #: Futures of those who wait, in the order they asked. One leaves only when its task runs again.
+        #: Futures of the tasks that wait, in the order they asked. One is removed only when its task runs again.
         self._readers: deque[Turn] = deque()
-        #: Whether the stream waits for its turn among all streams of the loop.
+        #: Whether the stream waits for its turn among all streams of the loop (`_turns`).
         self._in_line = False
-        #: Set once nothing more can come; raised to readers when the buffer is empty.
+        #: Set when no more frames can come; raised by reads when the buffer is empty.
         self._error: Exception | None = None
         #: Whether the source fills the buffer by itself.
         self._flowing = False
-        #: Called by the loop, where a reader would be woken, when there may be frames, and once when nothing more can come.
+        #: Called by the loop instead of waking a reader: when there may be frames, and once when no more can come.
         self._receiver: Callable[[], object] | None = None
-        #: Whether the source may have more frames: it had when it was last asked, or was asked for one only.
+        #: Whether the source may have more frames: it had more when it was last asked, or was asked for one only.
         self._more = False
+        #: Whether `_on_first_wait` was called.
+        self._has_waited = False
 
     # -- for the source ------------------------------------------------------------------------------------------------
 
@@ -90,7 +94,7 @@ class FrameReader(Owning, Generic[T]):
         raise NotImplementedError
 
     def _wake_reader(self) -> None:
-        """Gives the turn to whoever asked first, if there is something to take."""
+        """Gives the turn to the reader that asked first, if there is something to read."""
         if self._readers and (self._buffer or self._error is not None):
             self._line_up()
 
@@ -112,7 +116,7 @@ class FrameReader(Owning, Generic[T]):
             self._readers[0].give_now()
 
     def _fill(self) -> None:
-        """Nobody waits: a source that is asked for its frames puts some into the buffer."""
+        """No reader waits: puts frames from the source into the buffer."""
 
     def _end(self, error: Exception) -> None:
         """No more frames will come. Readers get what is buffered, then *error*."""
@@ -123,21 +127,24 @@ class FrameReader(Owning, Generic[T]):
         if self._receiver is not None and not self._loop.is_closed():
             self._loop.call_soon(self._receiver)
 
+    def _on_first_wait(self) -> None:
+        """A reader waits for the first time: no frame was available."""
+
     def _wrong_caller(self) -> NoReturn:
-        """Called from a thread that is not the loop's, or from another loop."""
+        """Raises the RuntimeError for a call from another thread or event loop."""
         raise_wrong_caller(self._loop, self._thread, f"a {type(self).__name__}")
 
     # -- for readers ---------------------------------------------------------------------------------------------------
 
     async def read_frame(self) -> T:
-        """Waits for the next frame and returns it: a whole one, headers included as the interface was opened.
+        """Waits for the next frame and returns it, with the headers that the interface was opened with.
 
-        Several tasks may read one queue; they are served in the order they asked, each frame to one of them.
+        Several tasks may read one queue: they are served in the order they asked, and each frame goes to one of them.
         Cancelling loses no frame.
 
         Raises:
-            QueueClosedError: The queue was closed here, before or meanwhile.
-            DeviceGoneError: The interface is gone; raised after the last frame that had been read from it.
+            QueueClosedError: The queue was closed by this program, before or while this waited.
+            DeviceGoneError: The interface was deleted. Frames that were buffered before are returned first.
             RuntimeError: Called from another thread or event loop than the one that the queue belongs to.
         """
         if get_ident() != self._thread:
@@ -152,14 +159,14 @@ class FrameReader(Owning, Generic[T]):
         return frame
 
     async def read_frames(self, limit: int = DEFAULT_LIMIT) -> list[T]:
-        """Waits for at least one frame and returns all that are there, in order, *limit* at most.
+        """Waits for at least one frame and returns all that are available, in order, *limit* at most.
 
-        This is the fast way: what one frame costs on top of the system call falls to nearly nothing. With offloads, a
-        batch also ends when it has 256 KiB. Cancelling loses no frame. A *limit* over 4096 is one of 4096.
+        This is the fast way to read: it costs little more than one system call for each frame. With offloads, a batch
+        also ends when it has 256 KiB. Cancelling loses no frame. A *limit* of more than 4096 means 4096.
 
         Raises:
-            QueueClosedError: The queue was closed here, before or meanwhile.
-            DeviceGoneError: The interface is gone; raised after the last frame that had been read from it.
+            QueueClosedError: The queue was closed by this program, before or while this waited.
+            DeviceGoneError: The interface was deleted. Frames that were buffered before are returned first.
             RuntimeError: Called from another thread or event loop than the one that the queue belongs to.
             ValueError: *limit* is not a whole number of at least 1.
         """
@@ -172,12 +179,12 @@ class FrameReader(Owning, Generic[T]):
         return self._take(limit, is_asked)
 
     def read_frame_nowait(self) -> T:
-        """Returns a frame that is there already, in the buffer or in the kernel.
+        """Returns a frame that is available now, in the buffer or in the kernel.
 
         Raises:
-            BlockingIOError: There is none, or other tasks are waiting for it already.
-            QueueClosedError: The queue was closed here.
-            DeviceGoneError: The interface is gone; raised after the last frame that had been read from it.
+            BlockingIOError: No frame is available, or other tasks wait for it already.
+            QueueClosedError: The queue was closed by this program.
+            DeviceGoneError: The interface was deleted. Frames that were buffered before are returned first.
             RuntimeError: Called from another thread than the one that the queue belongs to.
         """
         self._ask(1)
@@ -186,12 +193,12 @@ class FrameReader(Owning, Generic[T]):
         return self._buffer.popleft()
 
     def read_frames_nowait(self, limit: int = DEFAULT_LIMIT) -> list[T]:
-        """Returns the frames that are there already, in the buffer or in the kernel: at least one, *limit* at most.
+        """Returns the frames that are available now, in the buffer or in the kernel: at least one, *limit* at most.
 
         Raises:
-            BlockingIOError: There is none, or other tasks are waiting for it already.
-            QueueClosedError: The queue was closed here.
-            DeviceGoneError: The interface is gone; raised after the last frame that had been read from it.
+            BlockingIOError: No frame is available, or other tasks wait for it already.
+            QueueClosedError: The queue was closed by this program.
+            DeviceGoneError: The interface was deleted. Frames that were buffered before are returned first.
             RuntimeError: Called from another thread than the one that the queue belongs to.
             ValueError: *limit* is not a whole number of at least 1.
         """
@@ -199,7 +206,7 @@ class FrameReader(Owning, Generic[T]):
         return self._take(limit, self._ask(limit))
 
     def __aiter__(self) -> Self:
-        """Frames as they come, until the queue is closed here. Raises DeviceGoneError when the interface goes away."""
+        """Yields frames until the queue is closed by this program. Raises DeviceGoneError if the interface is deleted."""
         return self
 
     async def __anext__(self) -> T:
@@ -209,12 +216,12 @@ class FrameReader(Owning, Generic[T]):
             raise StopAsyncIteration from None
 
     def _take(self, limit: int, is_asked: bool) -> list[T]:
-        """Up to *limit* frames out of the buffer, which has one at least, and of the source, unless that *is_asked* already."""
+        """Takes up to *limit* frames: from the buffer, which has at least one, and then, unless *is_asked*, from the source."""
         buffer = self._buffer
         if self._more and not is_asked and len(buffer) < limit:
             try:
                 self._pull(limit - len(buffer))
-            except BaseException:  # others wait for what is in the buffer
+            except BaseException:  # other readers can have what is in the buffer
                 self._wake_reader()
                 raise
         if not self._flowing:
@@ -231,7 +238,7 @@ class FrameReader(Owning, Generic[T]):
         return frames
 
     def _make_room(self, count: int) -> None:
-        """Lets frames flow again if there will be room. Before they leave the buffer, since it can fail."""
+        """Lets frames flow again if there will be room. Call it before they leave the buffer, since it can fail."""
         if len(self._buffer) - count <= self._low:
             try:
                 self._resume()
@@ -240,7 +247,7 @@ class FrameReader(Owning, Generic[T]):
                 raise
 
     def _ask(self, limit: int) -> bool:
-        """Makes sure that the buffer is not empty, without waiting, or raises. Returns whether it asked the source."""
+        """Makes sure, without waiting, that the buffer is not empty, or raises. Returns whether it asked the source."""
         if get_ident() != self._thread:
             self._wrong_caller()
         is_asked = not self._buffer and not self._readers and self._error is None
@@ -249,13 +256,13 @@ class FrameReader(Owning, Generic[T]):
         if not self._buffer and self._error is not None:
             raise fresh(self._error)
         if self._readers or not self._buffer:
-            raise BlockingIOError("no frame to read now")
+            raise BlockingIOError(errno.EAGAIN, "no frame is available now")
         return is_asked
 
     async def _wait_frames(self, wanted: int) -> bool:
-        """Returns when the buffer is not empty and everyone who asked earlier has been served: whether it asked the source.
+        """Waits until the buffer is not empty and all earlier readers were served. Returns whether it asked the source.
 
-        A source that may have more is asked directly, *wanted* frames at a time, as long as the slice of time lasts: a
+        A source that may have more is asked directly, for *wanted* frames at a time, as long as the time slice lasts: a
         callback and a task switch cost as much as ten frames.
         """
         if asyncio.get_running_loop() is not self._loop:
@@ -270,6 +277,9 @@ class FrameReader(Owning, Generic[T]):
         turn = Turn(loop=self._loop)
         self._readers.append(turn)
         try:
+            if not self._has_waited:
+                self._has_waited = True
+                self._on_first_wait()
             if first and self._more:
                 self._line_up()
             if not self._flowing:
@@ -282,7 +292,7 @@ class FrameReader(Owning, Generic[T]):
                 if self._buffer or self._error is not None:
                     break
                 turn = self._readers[0] = Turn(loop=self._loop)
-        except BaseException:  # cancelled, the coroutine is closed, or no memory: it must not stay in the line
+        except BaseException:  # cancelled, coroutine closed, or no memory: it must not stay in the line
             self._readers.remove(turn)
             self._wake_reader()
             raise
@@ -294,14 +304,14 @@ class FrameReader(Owning, Generic[T]):
 
 
 def check_limit(limit: int) -> int:
-    """A limit on frames that keeps others of the loop from waiting for long."""
+    """The limit to use for *limit*: not so many frames that other tasks of the loop would wait for long."""
     if not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit must be a whole number of at least 1, not {limit!r}")
     return min(limit, _MOST)
 
 
 def parse_read_buffer(read_buffer: int | tuple[int, int]) -> tuple[int, int]:
-    """The number of frames at which reading stops, and that at which it resumes."""
+    """The number of frames at which reading stops, and the number at which it resumes."""
     match read_buffer:
         case bool():
             pass
@@ -309,22 +319,27 @@ def parse_read_buffer(read_buffer: int | tuple[int, int]) -> tuple[int, int]:
             return high, high // 4
         case (int(high), int(low)) if 0 <= low < high:
             return high, low
-    raise ValueError(f"read_buffer {read_buffer!r}: frames to keep, or (high, low) with 0 <= low < high")
+    raise ValueError(
+        f"read_buffer must be a number of frames, at least 1, or (high, low) with 0 <= low < high, not {read_buffer!r}"
+    )
 
 
 def raise_wrong_caller(loop: asyncio.AbstractEventLoop, thread: int, what: str) -> NoReturn:
-    """Raises the RuntimeError that names where something belongs and where it was called."""
+    """Raises the RuntimeError that says to which loop and thread something belongs, and from which it was called."""
     try:
-        running: object = asyncio.get_running_loop()
+        caller = repr(asyncio.get_running_loop())
     except RuntimeError:
-        running = "no event loop"
+        caller = "no event loop"
+    if loop.is_closed():
+        fix = "that loop is closed; open and use it in one loop, as inside one asyncio.run()"
+    else:
+        fix = "from elsewhere, use asyncio.run_coroutine_threadsafe() or loop.call_soon_threadsafe()"
     raise RuntimeError(
-        f"{what} belongs to {loop!r} in thread {thread}, and was called from {running!r} in thread {get_ident()}: use"
-        " loop.call_soon_threadsafe or asyncio.run_coroutine_threadsafe from elsewhere"
+        f"{what} belongs to {loop!r} in thread {thread}, and was called from {caller} in thread {get_ident()}: {fix}"
     )
 
 
 def fresh(error: Exception | None) -> Exception:
-    """A new exception like *error*: raising one object again and again would pile up its traceback."""
+    """A new exception like *error*: raising one object again and again would make its traceback longer each time."""
     assert error is not None
     return type(error)(*error.args)

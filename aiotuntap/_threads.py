@@ -1,13 +1,12 @@
-"""Blocking set-up work on a thread of its own.
+"""Blocking set-up work on a separate thread.
 
-A fresh thread and not a pooled one, for two reasons: it inherits the network namespace of the thread that asks, and it
-may move to another namespace without a later piece of work waking up there.
+It is a new thread and not one of a pool, for two reasons: a new thread is in the network namespace of the thread that
+starts it, and it may move to another namespace without later work being done there by mistake.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import threading
 import warnings
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
-from ._errors import SetupError
+from ._errors import no_thread
 
 T = TypeVar("T")
 
@@ -23,28 +22,28 @@ T = TypeVar("T")
 async def run_in_thread(
     work: Callable[[], T], undo: Callable[[T], object] | None = None, *, or_here: bool = False
 ) -> T:
-    """Runs *work* on a new thread and waits for it to end, in every case.
+    """Runs *work* on a new thread and waits until it has ended, also when cancelled.
 
-    Cancelling, once or again and again, takes effect when *work* is over: its result is then handed to *undo*, on a
-    thread as well, so that nothing is still going on, and nothing leaks, when CancelledError is raised.
+    Cancelling, once or several times, takes effect when *work* has ended: its result is then handed to *undo*, also on a
+    thread. When CancelledError is raised, nothing is still running, and nothing is leaked.
 
     Args:
         work: Called on the thread.
-        undo: Takes back a result that nobody is left to receive.
-        or_here: When no thread can be started, as during the interpreter's shutdown, run *work* on this one.
+        undo: Called with the result if the caller cannot receive it any more.
+        or_here: If no thread can be started, as during the interpreter's shutdown, run *work* on this thread.
 
     Raises:
-        SetupError: No thread can be started.
+        SetupError: No thread could be started.
     """
     job = _Job(work, undo)
     try:
         cancelled = await outlast(_start(job.run, job.discard, or_here), job.abandon)
-    except BaseException:  # the coroutine is closed, with a loop that will not run again
+    except BaseException:  # the coroutine was closed, and the loop will not run again
         job.discard()
         raise
     if cancelled is None:
         return job.result()
-    if job.has_result:  # it had come before the cancellation, and so the thread did not undo it
+    if job.has_result:  # it was there before the cancellation, and so the thread did not undo it
         await outlast(_start(job.take_back, _nothing, or_here=True))
     raise cancelled
 
@@ -52,10 +51,10 @@ async def run_in_thread(
 async def outlast(
     done: asyncio.Future[None], on_cancel: Callable[[], object] | None = None
 ) -> asyncio.CancelledError | None:
-    """Waits for *done* through any number of cancellations, and returns the last of them for the caller to raise.
+    """Waits for *done*, also when cancelled, and returns the last cancellation for the caller to raise.
 
     Args:
-        done: What to wait for. Its result does not matter.
+        done: The future to wait for. Its result is ignored.
         on_cancel: Called at the first cancellation.
     """
     cancelled = None
@@ -70,28 +69,28 @@ async def outlast(
 
 
 def collect(owner: object, loop: asyncio.AbstractEventLoop, thread: int, pid: int, close: Callable[[], object]) -> None:
-    """Closes what *owner*, which is being collected, has open, where that is safe, and warns. For ``__del__``.
+    """Closes what *owner* has open, where that is safe, and gives a ResourceWarning. For ``__del__``.
 
     Args:
-        owner: What was not closed.
-        loop: Where it is registered.
-        thread: That of the loop.
+        owner: The object that was not closed, and is being collected.
+        loop: The event loop that it is registered with.
+        thread: The thread of the loop.
         pid: The process that opened it.
-        close: Closes it here and now.
+        close: Closes it at once.
     """
-    if os.getpid() != pid:  # a forked child has copies of the descriptors, and nothing to lose
+    if os.getpid() != pid:  # a forked child has copies of the descriptors, and may close them
         close()
         return
     try:
         warnings.warn(
-            f"unclosed {owner!r}: call aclose(), or use 'async with'; of an endpoint, close the transport",
+            f"unclosed {owner!r}: call aclose() or use 'async with'; of an endpoint, close the transport",
             ResourceWarning,
             stacklevel=2,
             source=owner,
         )
-    finally:  # the warning may be made an error
+    finally:  # a filter can make the warning an error
         if loop.is_running() and threading.get_ident() != thread:
-            # Collected on another thread, where a loop that runs must not be touched.
+            # Collected on another thread, which must not use a loop that is running.
             loop.call_soon_threadsafe(close)
         else:
             close()
@@ -102,7 +101,7 @@ def _nothing() -> None:
 
 
 def _start(work: Callable[[], object], if_closed: Callable[[], object], or_here: bool) -> asyncio.Future[None]:
-    """Calls *work*, which raises nothing, on a new thread. *if_closed*: when nobody can be told, the loop being closed."""
+    """Calls *work*, which does not raise, on a new thread; and then *if_closed*, if the loop was closed meanwhile."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
@@ -119,18 +118,16 @@ def _start(work: Callable[[], object], if_closed: Callable[[], object], or_here:
 
     try:
         threading.Thread(target=body, name="aiotuntap-setup").start()
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError):
         if not or_here:
-            raise SetupError(
-                errno.EAGAIN, "cannot start a thread for it: raise the limit of processes ('ulimit -u', or pids.max)"
-            ) from error
+            raise no_thread("to set up the interface") from None
         work()
         finish()
     return done
 
 
 class _Job(Generic[T]):
-    """A piece of work whose result goes to exactly one place: to who waits for it, or to *undo*."""
+    """A piece of work whose result is used exactly once: by the task that waits for it, or by *undo*."""
 
     def __init__(self, work: Callable[[], T], undo: Callable[[T], object] | None) -> None:
         self._work = work
@@ -142,7 +139,7 @@ class _Job(Generic[T]):
 
     def run(self) -> None:
         work = self._work
-        del self._work  # the thread may live a little longer than who waits for it, and keep alive what it belongs to
+        del self._work  # the thread may end a little later than the task that waits for it, and keep objects alive
         try:
             result = work()
         except BaseException as error:  # noqa: BLE001 - raised again by result()
@@ -159,16 +156,16 @@ class _Job(Generic[T]):
         return bool(self._results)
 
     def abandon(self) -> None:
-        """Nobody waits for the result any more: when it comes, it is undone where it comes."""
+        """No task waits for the result any more: the thread has to undo it."""
         with self._lock:
             self._abandoned = True
 
     def take_back(self) -> None:
-        """Undoes the result, if there is one that nobody took."""
+        """Undoes the result, if there is one that was not used."""
         with self._lock:
             results, self._results = self._results, []
         if results and self._undo is not None:
-            with suppress(Exception):  # there is nobody to tell
+            with suppress(Exception):  # there is no caller to raise it to
                 self._undo(results[0])
 
     def discard(self) -> None:

@@ -1,4 +1,4 @@
-"""A queue with offloads that its user does not see: super-frames towards the kernel, ordinary frames on this side."""
+"""A queue with transparent offloads: super-frames towards the kernel, ordinary frames towards the program."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from ._types import Frame, Mode, Stats
 # Frames that `write_frames` merges at a time.
 _PART = 512
 
-# Seconds for which a kind of super-frame is not merged that the kernel refused.
+# Seconds for which no super-frames are made of a kind that the kernel refused.
 _PAUSE = 1.0
 
 
 class TransparentQueue(TuntapQueue):
-    """As any `TuntapQueue`, but many times faster with streams of TCP and UDP, and slower with single frames.
+    """A `TuntapQueue` that is many times faster with streams of TCP and UDP, and slower with single frames.
 
-    What is read is segmented and has complete checksums; a frame from the kernel that is invalid is dropped and
-    counted. The buffer may be larger than asked for by one super-frame.
+    Frames are segmented after reading and have complete checksums. An invalid frame from the kernel is dropped and
+    counted. The read buffer may grow over its limit by the frames of one super-frame.
 
-    `write_frames` merges runs of one flow within what it is given: give it many frames at once. The order of frames is
-    kept within each flow. If the kernel refuses a super-frame but takes its frames, that kind is not merged for a
-    second.
+    `write_frames` merges consecutive frames of a flow among those it is given, so give it many at once. Within each
+    flow, the order of frames is kept. If the kernel refuses a super-frame but accepts its frames one by one, no
+    super-frames of that kind are made for one second.
     """
 
     __slots__ = (
@@ -60,13 +60,13 @@ class TransparentQueue(TuntapQueue):
         read_buffer: tuple[int, int],
     ) -> None:
         options = interface.options
-        #: In front of a frame in which nothing is left undone.
+        #: The header of an ordinary frame.
         self._header = bytes(options.vnet_header_size)
         self._tap = options.mode is Mode.TAP
-        #: The offloads for which frames are merged now; all that can be, but for those refused before `_retry_at`.
+        #: The offloads for which frames are merged now: all that are possible, except those refused before `_retry_at`.
         self._merging = (options.offload & MERGEABLE).value
         self._retry_at = 0.0
-        #: Frames in the super-frame that the last `_pull` left to the next one, as far as that can be guessed; or 0.
+        #: How many frames are probably in the super-frame that the last `_pull` left to the next one; or 0.
         self._left_behind = 0
         self._super_frames_read = self._segments_made = 0
         self._super_frames_written = self._frames_coalesced = self._super_frames_refused = 0
@@ -75,7 +75,7 @@ class TransparentQueue(TuntapQueue):
 
     @property
     def stats(self) -> Stats:
-        """What went through this queue since it was opened here, as a new snapshot."""
+        """Counts what went through this queue since it was opened here."""
         return Stats(
             self._frames_read,
             self._frames_written,
@@ -92,7 +92,7 @@ class TransparentQueue(TuntapQueue):
 
     def _pull(self, limit: int) -> None:
         if self._buffer and limit < self._left_behind:
-            self._left_behind = 0  # a second time in a row, it is read all the same
+            self._left_behind = 0  # the second time in a row, it is read anyway
             return
         self._left_behind = 0
         read_one, segment = self._engine.read_one, self._engine.segment
@@ -101,7 +101,7 @@ class TransparentQueue(TuntapQueue):
         size = 0
         stopped: int | BaseException = 0
         try:
-            for _ in range(max(limit, BATCH)):  # frames that are dropped count as well
+            for _ in range(max(limit, BATCH)):  # dropped frames count, too
                 data = read_one(self._fd)
                 if isinstance(data, int):
                     stopped = data
@@ -115,44 +115,45 @@ class TransparentQueue(TuntapQueue):
                 if data[1]:  # gso_type
                     self._super_frames_read += 1
                     self._segments_made += len(made)
-                # A super-frame that looks like going past the limit is left where it is: it would be cut in two, and
-                # whoever writes its halves merges each of them alone.
+                # A super-frame that is probably too large for the limit is left in the kernel: otherwise its frames
+                # would be returned in two batches, and each batch would be merged and written separately.
                 if len(frames) + len(made) > limit or size >= self._enough:
                     self._left_behind = len(made)
                     break
-        except BaseException as error:  # noqa: BLE001 - raised when what was read is safe
+        except BaseException as error:  # noqa: BLE001 - raised when the frames that were read are buffered
             stopped = error
         self._keep(frames, stopped)
 
     def _pull_one(self) -> None:
-        self._pull(1)  # perhaps a super-frame, and then many frames
+        self._pull(1)  # if it is a super-frame, this takes many frames
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def write_frame_nowait(self, frame: Frame) -> None:
-        """Writes one frame, as for any queue; it is merged with no other."""
+        """Writes one frame without merging it with others: see `TuntapQueue.write_frame_nowait`."""
         super().write_frame_nowait(self._header + self._plain(frame))
 
     async def write_frame(self, frame: Frame) -> None:
-        """Writes one frame, as for any queue; it is merged with no other."""
+        """Writes one frame without merging it with others: see `TuntapQueue.write_frame`."""
         await super().write_frame(self._header + self._plain(frame))
 
     async def write_frames(self, frames: Iterable[Frame]) -> None:
-        """Writes every frame that it can, in order within each flow, merged where that is safe.
+        """Writes every frame that it can, merged where that is safe. Within each flow, the order is kept.
 
-        What the kernel refuses is left out and reported when the rest is written. When cancelled, each frame was
-        written whole or not at all, and in order within each flow up to some point.
+        Frames that the kernel refuses are skipped, and reported after the others were written. When cancelled, the
+        frames of each flow up to some point were written, each of them whole, and those behind it were not.
 
         Args:
             frames: Each a bytes-like object, or a list or tuple of them that together are one frame.
 
         Raises:
             InvalidFrameError: Some frames were refused: ``indexes`` says which. All others were written.
-            LinkDownError: The interface is down. Writing ended at once; a note on the exception says where.
-            QueueClosedError: The queue was closed here. The note says where writing ended.
-            DeviceGoneError: The interface was deleted. The note says where writing ended.
+            LinkDownError: The interface is down. Writing ended at once; a note on the exception says which frames were
+                not written.
+            QueueClosedError: The queue was closed by this program. A note says which frames were not written.
+            DeviceGoneError: The interface was deleted. A note says which frames were not written.
             RuntimeError: Called from another thread or event loop than the one that the queue belongs to.
-            TypeError: One of them is not a frame. The note says which.
+            TypeError: One of them is not a frame; a note says which. Those before it were written.
         """
         if get_ident() != self._thread:
             self._wrong_caller()
@@ -167,9 +168,9 @@ class TransparentQueue(TuntapQueue):
         report(refused, len(batch))
 
     def write_frames_nowait(self, frames: Iterable[Frame]) -> int:
-        """As for any queue. Frames of one flow that come one after the other are merged; those of several by turns are not.
+        """Writes frames in order, from the first one on, as many as it can without waiting: see `TuntapQueue`.
 
-        What was taken is what stands in front: no frame may be written before one that stands before it.
+        Consecutive frames of one flow are merged if no frame of another flow is between them.
         """
         if get_ident() != self._thread:
             self._wrong_caller()
@@ -178,7 +179,7 @@ class TransparentQueue(TuntapQueue):
         while taken < len(batch):
             part = batch[taken : taken + _PART]
             runs = {run[1][0]: run for run in self._merge(part) or [] if run[2] and is_in_a_row(run[1])}
-            refused: dict[int, int] = {}  # kinds of super-frames that the kernel did not take, by where they end
+            refused: dict[int, int] = {}  # kinds of super-frames that the kernel refused, by where they end
             at = 0
             while at < len(part):
                 run = runs.pop(at, None)
@@ -186,11 +187,11 @@ class TransparentQueue(TuntapQueue):
                     if run is None:
                         self.write_frame_nowait(part[at])
                         at += 1
-                        if at in refused:  # it was not one of its frames
+                        if at in refused:  # the kernel accepted each of its frames
                             self._stop_merging(refused[at])
                     elif self._write_run_now(run):
                         at += len(run[1])
-                    else:  # its frames have a chance of their own
+                    else:  # its frames are tried one by one
                         refused[at + len(run[1])] = run[2]
                 except BlockingIOError:
                     return taken + at
@@ -198,13 +199,13 @@ class TransparentQueue(TuntapQueue):
                     if not taken + at:
                         raise
                     if isinstance(error, InvalidFrameError):
-                        self._frames_refused -= 1  # it counts when it is the first one, and raises
+                        self._frames_refused -= 1  # it counts when it is the first one, which raises
                     return taken + at
             taken += at
         return taken
 
     def _write_run_now(self, run: Merged) -> bool:
-        """Writes a super-frame. False if the kernel refuses it, or it is too large."""
+        """Writes a super-frame. Returns False if the kernel refuses it, or it is too large."""
         number = self._engine.write_one(self._fd, self._max_frame, self._thread, run[0])
         if number == errno.EAGAIN:
             raise BlockingIOError(number, os.strerror(number))
@@ -218,7 +219,7 @@ class TransparentQueue(TuntapQueue):
     async def _write_part(
         self, part: Sequence[Frame], start: int, count: int, refused: dict[int, InvalidFrameError]
     ) -> None:
-        """Merges and writes frames, which are from number *start* on in a batch of *count*."""
+        """Merges and writes frames, the first of which is number *start* in a batch of *count*."""
         places: Sequence[int] = range(start, start + len(part))
         end = start + len(part)
         wrong: Exception | None = None
@@ -265,7 +266,7 @@ class TransparentQueue(TuntapQueue):
         places: Sequence[int],
         refused: dict[int, InvalidFrameError],
     ) -> None:
-        """What the kernel, or the engine, answered with *number*: its frames one by one, if it is a super-frame."""
+        """Handles a frame that was not written, for the reason *number*: a super-frame is written frame by frame."""
         data, numbers, kind = merged
         if not kind or number not in REFUSED:
             error = self._wrong_size(len(data) - len(self._header)) if number == LOOK else self._refusal(number)
@@ -279,12 +280,12 @@ class TransparentQueue(TuntapQueue):
                 await super().write_frame(self._header + part[numbers[0]])  # type: ignore[operator]
             except InvalidFrameError as error:
                 refused[places[numbers[0]]] = error
-            del numbers[0]  # those that stay were not written
-        if len(refused) == before:  # it was not one of its frames
+            del numbers[0]  # those that remain were not written
+        if len(refused) == before:  # the kernel accepted each of its frames
             self._stop_merging(kind)
 
     def _stop_merging(self, kind: int) -> None:
-        """This kernel does not take such super-frames, though it takes their frames. For a while, there are none."""
+        """Makes no super-frames of this kind for a while: the kernel refuses them, while it accepts their frames."""
         self._super_frames_refused += 1
         self._merging &= ~kind
         self._retry_at = monotonic() + _PAUSE
@@ -292,7 +293,7 @@ class TransparentQueue(TuntapQueue):
     def _plain_part(
         self, part: Sequence[Frame], start: int, refused: dict[int, InvalidFrameError]
     ) -> tuple[Sequence[bytes], Sequence[int], int, Exception | None]:
-        """The frames in one piece each, where in the batch they are, where that ends, and what is wrong there."""
+        """The frames as bytes, their numbers in the batch, the number at which this ended, and the error there."""
         plain: list[bytes] = []
         places: list[int] = []
         for place, frame in enumerate(part, start):
@@ -301,16 +302,16 @@ class TransparentQueue(TuntapQueue):
                 places.append(place)
             except InvalidFrameError as error:
                 refused[place] = error
-            except Exception as error:  # noqa: BLE001 - raised when those before it are written
+            except Exception as error:  # noqa: BLE001 - raised when the frames before it are written
                 return plain, places, place, error
         return plain, places, start + len(part), None
 
     def _plain(self, frame: Frame) -> bytes:
-        """The frame in one piece."""
+        """The frame as bytes."""
         if self._closed:
             raise self._failure(errno.EBADF)
         if type(frame) is not bytes:
-            size_of(frame)  # which knows what a frame is
+            size_of(frame)  # raises TypeError
             frame = b"".join(map(bytes, frame if isinstance(frame, (list, tuple)) else [frame]))
         if not 0 < len(frame) <= self._max_frame - len(self._header):
             raise self._wrong_size(len(frame))

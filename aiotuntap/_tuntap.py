@@ -1,22 +1,21 @@
-"""One interface and its queues: opening, adding, removing, adopting, settings."""
+"""One interface and its queues: opening, adding, removing, adopting, configuring."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import fcntl
-import grp
 import importlib
 import os
-import pwd
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Literal, NoReturn, Self
 
 from . import _abi, _engine
+from ._arguments import check_count, check_fd, check_flags, check_transparent
 from ._device import (
     AttachError,
     Opened,
@@ -28,22 +27,24 @@ from ._device import (
     same_interface,
     set_sticky,
 )
-from ._errors import QueueClosedError, SetupError, cannot
+from ._errors import QueueClosedError, SetupError, cannot, not_open
 from ._frames import keep_freed_memory
 from ._interface import Interface
 from ._netns import Namespace, parse_namespace
 from ._offload.flags import check as check_offload
 from ._queue import TuntapQueue
 from ._reader import READ_BUFFER, parse_read_buffer, raise_wrong_caller
+from ._settings import Settings
+from ._single import NoQueues, SingleQueue
 from ._threads import collect, outlast, run_in_thread
 from ._transparent import TransparentQueue
-from ._types import Link, LinkEvent, Mode, Offload, Owning, Stats
+from ._types import Link, LinkEvent, Mode, Offload, Stats
 
 if TYPE_CHECKING:
     from ._netlink.watch import Watcher
 
 
-class AsyncTuntap(Owning):
+class AsyncTuntap(SingleQueue, Settings):
     """A TUN or TAP interface whose queues are asynchronous streams of frames.
 
     ::
@@ -54,36 +55,41 @@ class AsyncTuntap(Owning):
                 ...
 
     Opening creates the interface, or attaches to the existing one of that name. Unless it is persistent, the kernel
-    removes it when its last queue is closed. See tuntap.rst in the kernel's documentation.
+    deletes it when its last queue is closed. See tuntap.rst in the kernel's documentation.
+
+    With a single queue, frames can be read and written here as well: the methods are those of `TuntapQueue`. Use it only
+    in the event loop that opened it.
 
     Args:
         name: At most 15 bytes. Empty, or a template such as ``"vpn%d"``, lets the kernel choose.
         mode: ``"tun"`` (IP packets) or ``"tap"`` (Ethernet frames).
         queues: How many to open, at least 1; the kernel takes up to 256.
-        multi_queue: Whether there can be more than one. Must match an existing interface.
+        multi_queue: Whether the interface can have several queues. It must match an existing interface.
         exclusive: Refuse to attach to an existing interface.
-        packet_info: Frames carry ``struct tun_pi`` in front: 16 bits of flags, 16 bits of Ethernet protocol.
-        vnet_header: Frames carry the kernel's virtio_net_hdr in front (`VnetHeader`), of 10 bytes, or of 24 with the
-            offloads for UDP tunnels. With offloads, one frame is then up to 64 KiB: the fast way for a switch.
-        offload: What the kernel may leave undone in frames that it hands out. Without ``vnet_header`` this is
-            transparent: frames are ordinary ones, segmented after reading and merged in `TuntapQueue.write_frames`.
-        napi: Frames written pass through NAPI, and so through receive offload.
+        packet_info: Frames begin with ``struct tun_pi``: 16 bits of flags and 16 bits of Ethernet protocol.
+        vnet_header: Frames begin with the kernel's virtio_net_hdr (`VnetHeader`), of 10 bytes, or of 24 with the
+            offloads for UDP tunnels. With offloads, frames are then super-frames of up to 64 KiB: the fast way for a
+            switch.
+        offload: What work on frames the kernel may leave to this program. Without ``vnet_header`` the offloads are
+            transparent: the program reads and writes ordinary frames, which are segmented after reading and merged by
+            `TuntapQueue.write_frames`.
+        napi: Written frames pass through NAPI, and so through the kernel's receive offload.
         carrier: Whether the interface starts with a carrier.
         netns: Network namespace to open it in: a name as in ``ip netns``, or a path such as ``/proc/PID/ns/net``.
-            The calling thread stays where it is.
-        read_buffer: Frames that are kept in user space for each queue: a full buffer stops reading, and reading
-            resumes when it has fallen to a quarter, or to the second number of a pair ``(high, low)``. A buffer that
-            holds 4 MiB is full as well.
+            The namespace of the calling thread does not change.
+        read_buffer: Frames that are buffered in this program for each queue. When the buffer is full, reading from the
+            kernel stops until it has fallen to a quarter, or to the second number of a pair ``(high, low)``. A buffer
+            with 4 MiB is full as well.
 
     Raises:
-        ValueError, TypeError: An argument makes no sense by itself. Nothing was opened.
+        ValueError, TypeError: An argument is wrong. Nothing was opened.
     """
 
     def __init__(
         self,
         name: str = "",
         *,
-        mode: Mode | str,
+        mode: Literal["tun", "tap"] | Mode,
         queues: int = 1,
         multi_queue: bool = True,
         exclusive: bool = False,
@@ -97,21 +103,26 @@ class AsyncTuntap(Owning):
     ) -> None:
         self._queues: list[TuntapQueue] = []
         _abi.encode_name(name)
-        try:
-            mode = Mode(mode)
-        except ValueError:
-            raise ValueError(f"mode {mode!r}: 'tun' or 'tap'") from None
-        _check_count("queues", queues)
+        mode = Mode(mode)
+        check_count("queues", queues)
+        check_flags(
+            multi_queue=multi_queue,
+            exclusive=exclusive,
+            packet_info=packet_info,
+            vnet_header=vnet_header,
+            napi=napi,
+            carrier=carrier,
+        )
         if queues > 1 and not multi_queue:
-            raise ValueError(f"queues={queues} with multi_queue=False: more than one queue takes multi_queue=True")
+            raise ValueError(f"queues must be 1 with multi_queue=False, not {queues}: use multi_queue=True")
         if not isinstance(offload, Offload):
-            raise TypeError(f"offload {offload!r}: flags such as Offload.CSUM | Offload.TSO4")
+            raise TypeError(f"offload must be flags such as Offload.CSUM | Offload.TSO4, not {offload!r}")
         check_offload(offload)
         self._count = queues
         self._read_buffer = parse_read_buffer(read_buffer)
         transparent = bool(offload) and not vnet_header
         if transparent:
-            _check_transparent(offload, packet_info)
+            check_transparent(offload, packet_info)
         options = Options(mode, multi_queue, exclusive, packet_info, vnet_header, offload, napi, carrier, transparent)
         self._interface = Interface(name, options, None if netns is None else parse_namespace(netns))
         self._queue_type = TransparentQueue if transparent else TuntapQueue
@@ -121,25 +132,29 @@ class AsyncTuntap(Owning):
         self._thread = self._pid = 0
         self._past = Stats()
         self._watchers: list[Watcher] = []
-        #: One for each opening and closing that is going on.
+        #: A future for each opening and closing that is going on.
         self._under_way: set[asyncio.Future[None]] = set()
 
     # -- opening and closing -------------------------------------------------------------------------------------------
 
     async def open(self) -> Self:
-        """Opens the queues asked for and returns the object itself.
+        """Opens the interface and its queues, and returns the object itself.
 
-        Cancelled or failed, it leaves nothing behind: no descriptor, no interface, no registration with the loop.
+        When cancelled, or when it fails, nothing is left behind: no descriptor, no interface, no registration with the
+        loop.
 
         Raises:
-            SetupError: The node, the namespace or the interface cannot be had, or an existing interface does not match
-                what was asked for. ``errno`` is the kernel's; the message says how to fix it. Also a PermissionError
-                where that is what it is.
+            SetupError: The device node, the namespace or the interface cannot be opened, or an existing interface does
+                not match the arguments. ``errno`` is the kernel's, and the message says how to fix it. It is a
+                PermissionError too if a privilege is missing.
+            RuntimeError: It was opened or closed before.
         """
         if self._loop is not None:
-            raise RuntimeError("this AsyncTuntap was opened before: make a new one")
+            raise RuntimeError(f"interface {self._interface.last_name!r} was opened before: make a new AsyncTuntap")
         if self._interface.closed:
-            raise RuntimeError("this AsyncTuntap was closed before it was opened: make a new one")
+            raise RuntimeError(
+                f"interface {self._interface.last_name!r} was closed before it was opened: make a new AsyncTuntap"
+            )
         self._begin()
         try:
             await self._add(self._count)
@@ -149,54 +164,73 @@ class AsyncTuntap(Owning):
         return self
 
     @classmethod
-    async def adopt(cls, fds: Sequence[int], **options: Any) -> Self:
-        """Takes over descriptors that are attached already: inherited, or received over a Unix socket.
+    async def adopt(
+        cls,
+        fds: Sequence[int],
+        *,
+        multi_queue: bool | None = None,
+        packet_info: bool = False,
+        vnet_header: bool | None = None,
+        offload: Offload | None = None,
+        netns: str | os.PathLike[str] | None = None,
+        read_buffer: int | tuple[int, int] = READ_BUFFER,
+    ) -> Self:
+        """Takes ownership of descriptors that are attached already: inherited, or received over a Unix socket.
 
-        The kernel says which interface they belong to and in which mode. They are made non-blocking and close-on-exec.
+        The kernel tells their interface and its mode. The descriptors are made non-blocking and close-on-exec.
 
         Args:
-            fds: At least one, all queues of one interface. They belong to the new object from now on; when adopting
-                fails they are still the caller's, and attached as they were.
-            **options: ``read_buffer`` and ``netns`` as for the constructor. ``packet_info``, ``vnet_header`` and
-                ``multi_queue`` must match the interface; the kernel cannot always tell about the first. ``offload``
-                sets the offloads anew; without it they stay as they are.
+            fds: At least one descriptor; all must be queues of one interface. They belong to the new object from now
+                on. If adopting fails, they still belong to the caller, and are attached as before.
+            multi_queue: As the interface has it. None asks the kernel, and another value must match.
+            packet_info: As the interface has it. The kernel cannot always tell.
+            vnet_header: As ``multi_queue``. False with ``offload`` makes the offloads transparent.
+            offload: Offloads to set. None leaves them as they are.
+            netns: The namespace of the interface, for a process without CAP_NET_ADMIN in it.
+            read_buffer: As for the constructor.
 
         Raises:
-            SetupError: A descriptor is not an attached TUN/TAP queue, or they belong to different interfaces.
+            SetupError: A descriptor is not an attached TUN/TAP queue, they belong to different interfaces, or the
+                interface does not match the arguments.
+            ValueError, TypeError: An argument is wrong.
         """
-        files = [QueueFile(_check_fd(fd)) for fd in fds]
+        if not isinstance(fds, Iterable) or isinstance(fds, (str, bytes)):
+            raise TypeError(f"fds must be a list of descriptors, not {fds!r}")
+        files = [QueueFile(check_fd("descriptor", fd)) for fd in fds]
         if not files:
-            raise ValueError("fds: at least one descriptor")
+            raise ValueError("fds must have at least one descriptor")
         if len({file.fd for file in files}) != len(files):
-            raise ValueError(f"fds {[file.fd for file in files]}: each descriptor once")
-        for forbidden in ("name", "mode", "queues", "exclusive", "napi", "carrier"):
-            if forbidden in options:
-                raise TypeError(f"{forbidden}: an adopted interface has its own")
+            raise ValueError(f"fds must not have a descriptor twice, as in {[file.fd for file in files]}")
         described = [_identify(file) for file in files]
         name, flags = described[0]
         if not all(same_interface(file, files[0]) for file in files):
-            raise SetupError(errno.EINVAL, f"the descriptors belong to different interfaces, {name!r} among them")
-        multi_queue = bool(flags & _abi.IFF_MULTI_QUEUE)
+            names = ", ".join(repr(each.name) for each in described)
+            raise SetupError(errno.EINVAL, f"the descriptors must belong to one interface, not to several: {names}")
         self = cls(
             name,
             mode=Mode.TUN if flags & _abi.IFF_TUN else Mode.TAP,
-            **{"multi_queue": multi_queue, "vnet_header": bool(flags & _abi.IFF_VNET_HDR), **options},
+            multi_queue=bool(flags & _abi.IFF_MULTI_QUEUE) if multi_queue is None else multi_queue,
+            packet_info=packet_info,
+            vnet_header=bool(flags & _abi.IFF_VNET_HDR) if vnet_header is None else vnet_header,
+            offload=Offload.NONE if offload is None else offload,
+            netns=netns,
+            read_buffer=read_buffer,
         )
         interface = self._interface
         try:
-            netns = files[0].open_netns()
+            place = files[0].open_netns()
         except OSError as error:
-            raise cannot(f"tell which namespace {name!r} is in", error) from error
+            raise cannot(f"open the network namespace of {name!r}", error) from error
         try:
-            where = interface.netns if netns is None else netns
+            where = interface.netns if place is None else place
             diagnosis = await _import("_netlink.diagnosis")
             await diagnosis.check_headers(name, interface.options, where)
-            if "offload" in options:
+            if offload is not None:
                 interface.options = replace(interface.options, offload=set_sticky(files[0], interface.options))
             index = await run_in_thread(lambda: index_of(name, where))
         finally:
-            if netns is not None:
-                os.close(netns)
+            if place is not None:
+                os.close(place)
         for file in files:
             os.set_blocking(file.fd, False)
             os.set_inheritable(file.fd, False)
@@ -205,13 +239,17 @@ class AsyncTuntap(Owning):
         return self
 
     def _begin(self) -> None:
-        """From here on the interface belongs to the loop and the thread that run now."""
+        """From now on the interface belongs to this loop and this thread."""
         self._loop, self._thread, self._pid = asyncio.get_running_loop(), threading.get_ident(), os.getpid()
 
     async def aclose(self) -> None:
-        """Closes every queue. Unless it is persistent or held elsewhere, the interface is gone on return.
+        """Closes every queue. On return the interface is deleted, unless it is persistent or another program has it open.
 
-        Closing twice is harmless. Who waits on a queue gets QueueClosedError. Cancelling delays until all is closed.
+        Closing twice is harmless. Tasks that wait on a queue get QueueClosedError. When cancelled, it still closes
+        everything before it ends.
+
+        Raises:
+            RuntimeError: Called from another thread or event loop than the one that the interface belongs to.
         """
         try:
             running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
@@ -220,7 +258,7 @@ class AsyncTuntap(Owning):
         if self._loop is not None and self._loop is not running:
             if running is not None and not self._loop.is_closed():
                 self._wrong_caller()
-            # Its own loop ended with this interface open, and now the coroutine that used it is thrown away.
+            # Its own loop was closed with this interface open, and now the coroutine that used it is being closed.
             self._interface.closed = True
             queues, self._queues = self._queues, []
             self._abandon(queues)
@@ -241,7 +279,7 @@ class AsyncTuntap(Owning):
             raise cancelled
 
     async def __aenter__(self) -> Self:
-        return self if self._queues else await self.open()  # an adopted one is open already
+        return self if self._queues else await self.open()  # an adopted interface is open already
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -263,7 +301,7 @@ class AsyncTuntap(Owning):
 
     @property
     def name(self) -> str:
-        """The name that the kernel has now, after a rename too. As asked for before opening, the last one when gone."""
+        """The name that the kernel has now, also after a rename. Before opening the one asked for, at the end the last one."""
         return self._interface.name
 
     @property
@@ -273,28 +311,31 @@ class AsyncTuntap(Owning):
 
     @property
     def index(self) -> int:
-        """The interface's number in its namespace when that was last looked at; 0 if it could not be told.
+        """The index that the interface has in its namespace; 0 if it is unknown.
 
-        Opening queues looks at it, and so do `configure`, `link` and `watch`.
+        It is read when queues are opened, and by `configure`, `link` and `watch`.
+
+        Raises:
+            RuntimeError: The interface is not open yet.
         """
         if self._interface.index is None:
-            raise RuntimeError("the interface is not open yet: its index is not known")
+            raise not_open(f"interface {self._interface.last_name!r}")
         return self._interface.index
 
     @property
     def netns(self) -> str | None:
-        """The namespace given when it was made, or that `configure` moved it to; None for that of the opening thread."""
+        """The namespace it was opened in, or that `configure` moved it to; None for that of the opening thread."""
         return self._interface.netns
 
     @property
     def offload(self) -> Offload:
-        """The offloads that are on, or before opening, those asked for. An adopted interface is not asked for them."""
+        """The offloads that are on; before opening, those asked for; after `adopt` without ``offload``, none."""
         return self._interface.options.offload
 
     @property
     def queues(self) -> tuple[TuntapQueue, ...]:
-        """The open queues, disabled ones included, in the order they were opened."""
-        return tuple(self._queues)
+        """The open queues, including disabled ones, in the order they were opened."""
+        return tuple(self._queues) or NoQueues(self._why_none)
 
     @property
     def closed(self) -> bool:
@@ -311,38 +352,46 @@ class AsyncTuntap(Owning):
     async def add_queues(self, count: int = 1) -> list[TuntapQueue]:
         """Opens *count* more queues, all or none, and returns them.
 
-        They land on the same interface even after it was renamed or moved to another namespace. Cancelled or failed,
-        it leaves everything as it was.
+        They belong to the same interface, also if it was renamed or moved to another namespace. When cancelled, or when
+        it fails, everything is as before.
 
         Raises:
-            SetupError: The node, the namespace or the interface cannot be had; E2BIG for more than 256 queues.
+            SetupError: The device node, the namespace or the interface cannot be opened; E2BIG for more than 256 queues.
             DeviceGoneError: The interface was deleted.
+            QueueClosedError: The interface was closed by this program, before or while this waited.
+            RuntimeError: The interface is not open yet, or belongs to another thread or event loop.
+            ValueError: *count* is less than 1, or the interface was opened with ``multi_queue=False``.
         """
-        _check_count("count", count)
+        check_count("count", count)
         self._check_open()
         if self._queues and not self._interface.options.multi_queue:
-            raise ValueError("add_queues takes an interface opened with multi_queue=True")
+            raise ValueError(
+                f"interface {self._interface.last_name!r} can have one queue only, because it was opened with"
+                " multi_queue=False"
+            )
         return await self._add(count)
 
     async def remove_queues(self, *queues: TuntapQueue) -> None:
-        """Closes these queues. The kernel hands their flows to those that are left.
+        """Closes these queues. The kernel gives their flows to the queues that remain.
 
-        Each is unregistered from the loop, who waits on it gets QueueClosedError, and only then is it closed: on
-        another thread, since the last close of an interface takes the kernel 14 to 55 ms. Cancelling delays until all
-        are closed. Should one fail to close, the others are closed all the same.
+        Each queue is unregistered from the loop, tasks that wait on it get QueueClosedError, and then it is closed, on
+        another thread: the last close of an interface takes the kernel 14 to 55 ms. When cancelled, it still closes all
+        of them before it ends. If closing one fails, the others are closed nevertheless.
 
         Raises:
-            ValueError: A queue is closed already, is not one of this interface, or is named twice. None was closed.
+            ValueError: A queue is closed already, is not a queue of this interface, or is given twice. None was closed.
+            TypeError: One of the arguments is not a TuntapQueue. None was closed.
+            RuntimeError: The interface is not open yet, or belongs to another thread or event loop.
         """
         self._check_loop()
         for queue in queues:
             if not isinstance(queue, TuntapQueue):
-                raise TypeError(f"{queue!r} is not a TuntapQueue: nothing was removed")
+                raise TypeError(f"{queue!r} is not a TuntapQueue, so no queue was removed")
             if queue not in self._queues:
-                reason = "closed already" if queue.closed else "a queue of another interface"
-                raise ValueError(f"{queue!r} is {reason}: nothing was removed")
+                reason = "closed already" if queue.closed else f"not a queue of {self._interface.name!r}"
+                raise ValueError(f"{queue!r} is {reason}, so no queue was removed")
         if len(set(queues)) != len(queues):
-            raise ValueError("a queue is named twice: nothing was removed")
+            raise ValueError("a queue was given twice, so no queue was removed")
         if queues:
             await self._close_queues(queues)
 
@@ -355,7 +404,7 @@ class AsyncTuntap(Owning):
                 if first:
                     await self._settle_in(opened, netns)
                 if self.closed:
-                    raise QueueClosedError(f"interface {opened.name!r} was closed while queues were being added")
+                    raise QueueClosedError(f"interface {opened.name!r} was closed while queues were opened")
                 if not first:
                     self._check_same(opened)
                 return self._register(opened.files, opened.name, opened.index)
@@ -374,7 +423,7 @@ class AsyncTuntap(Owning):
             raise (await diagnosis.explain(error, options, netns)) from error.cause
 
     async def _settle_in(self, opened: Opened, netns: Namespace) -> None:
-        """Sets what outlives other programs, once it is sure that the interface is as this one wants it."""
+        """Checks that an existing interface matches, and then makes the settings that belong to the interface."""
         interface = self._interface
         if not opened.created:
             diagnosis = await _import("_netlink.diagnosis")
@@ -382,16 +431,18 @@ class AsyncTuntap(Owning):
         interface.options = replace(interface.options, offload=set_sticky(opened.files[0], interface.options))
 
     def _check_same(self, opened: Opened) -> None:
-        """Between the look at the name and attaching by it, the interface may have been renamed, moved or deleted."""
+        """The interface may have been renamed, moved or deleted between reading its name and attaching by that name."""
         files = self._interface.files
         if opened.created or not files or not same_interface(opened.files[0], files[0]):
-            with self._interface.where():  # which raises when it is gone
+            with self._interface.where():  # raises DeviceGoneError
                 pass
-            raise SetupError(errno.EAGAIN, f"interface {self.name!r} was renamed or moved meanwhile: try again")
+            raise SetupError(
+                errno.EAGAIN, f"interface {self.name!r} was renamed or moved while queues were added: try again"
+            )
 
     @contextmanager
     def _busy(self) -> Iterator[None]:
-        """Something is going on that `aclose` has to wait for."""
+        """A context in which `aclose` has to wait."""
         over = asyncio.get_running_loop().create_future()
         self._under_way.add(over)
         try:
@@ -402,7 +453,7 @@ class AsyncTuntap(Owning):
                 over.set_result(None)
 
     def _register(self, files: Sequence[QueueFile], name: str, index: int) -> list[TuntapQueue]:
-        """Makes queues of attached files. When it fails, the files are still the caller's to close."""
+        """Makes queues of attached files. If it fails, the caller has to close the files."""
         loop, interface = asyncio.get_running_loop(), self._interface
         if interface.options.offload:
             keep_freed_memory()
@@ -426,7 +477,7 @@ class AsyncTuntap(Owning):
             await run_in_thread(lambda: close_all(files), or_here=True)
 
     def _release(self, queues: Sequence[TuntapQueue]) -> list[QueueFile]:
-        """Takes queues out of service. Their files are the caller's to close."""
+        """Ends queues. The caller has to close their files."""
         interface = self._interface
         interface.last_name = interface.name  # the last chance to ask for it
         leaving = set(queues)
@@ -437,7 +488,7 @@ class AsyncTuntap(Owning):
         return files
 
     def _abandon(self, queues: Sequence[TuntapQueue]) -> None:
-        """Closes queues here and now, where nobody can wait for a thread."""
+        """Closes queues at once, where it is impossible to wait for a thread."""
         close_all(self._release(queues))
 
     def _check_open(self) -> None:
@@ -449,7 +500,8 @@ class AsyncTuntap(Owning):
             self._wrong_caller()
 
     def _wrong_caller(self) -> NoReturn:
-        assert self._loop is not None
+        if self._loop is None:
+            raise not_open(f"interface {self._interface.last_name!r}")
         raise_wrong_caller(self._loop, self._thread, f"interface {self._interface.last_name!r}")
 
     # -- settings ------------------------------------------------------------------------------------------------------
@@ -462,6 +514,8 @@ class AsyncTuntap(Owning):
         mac: str | None = None,
         addresses: Sequence[str] | None = None,
         routes: Sequence[str] | None = None,
+        replace: bool = False,
+        ipv6: bool | None = None,
         master: str | None = None,
         txqueuelen: int | None = None,
         name: str | None = None,
@@ -469,18 +523,29 @@ class AsyncTuntap(Owning):
     ) -> None:
         """Changes what is given and differs, and nothing else, over rtnetlink, in the namespace the interface is in now.
 
-        What is so already takes no privilege. Failed, settings made before stay made; cancelled, it ends when the
-        kernel has carried out what was asked. They are made in this order: the namespace, down, the
-        name, MTU, MAC and queue length, the master, addresses, up, routes.
+        It reads first: what is so already takes no privilege. Failed, settings made before stay made; cancelled, it
+        ends when the kernel has carried out what was asked. They are made in this order: the namespace, down, the name,
+        MTU, MAC and queue length, the master, IPv6, addresses, up, routes.
 
         Args:
             up: Administrative state.
             mtu: In bytes: 68 to 65535 (TUN) or 65521 (TAP).
             mac: As ``"02:00:00:00:00:01"``; TAP only.
-            addresses: To be there, as ``"10.0.0.1/24"`` or ``"fd00::1/64"``; one that is there already is no error,
-                and none is removed.
-            routes: To be there, as ``ip route`` writes them: ``"10.1.0.0/16"``, ``"default via 10.0.0.254"``,
-                ``"fd00:1::/64 via fd00::2 metric 50"``. None is removed.
+            addresses: To be there, as ``ip address`` writes them, without ``dev``: ``"10.0.0.1/24"``,
+                ``"10.0.0.1 peer 10.0.0.2/32"``, ``"fd00::1/64 nodad"``. After the address may follow ``peer``,
+                ``broadcast``, ``scope``, ``metric``, ``nodad`` and ``noprefixroute``. What an entry does not name may
+                be as it is; an address that is there and differs in what it does name is removed and added anew.
+            routes: To be there, as ``ip route`` writes them, without ``dev``: ``"10.1.0.0/16"``,
+                ``"default via 10.0.0.254"``, ``"fd00:1::/64 via fd00::2 metric 50 table 51820"``. After the destination
+                may follow ``via``, ``src``, ``metric``, ``table``, ``mtu``, ``scope`` and ``onlink``. ``default`` is
+                of IPv6 if what follows is. Names of tables are ``main``, ``local`` and ``default``. What an entry does
+                not name may be as it is; a route that differs in what it does name is removed and added anew.
+            replace: Makes *addresses* and *routes* exactly these: the others on this interface are removed, routes in
+                every table. What is None is not touched, ``[]`` removes all. What the kernel makes by itself stays:
+                IPv6 link-local addresses, what router advertisements and redirects bring, and the routes that belong
+                to an address; so does an IPv4 route with several gateways.
+            ipv6: False turns IPv6 off on this interface: it loses its IPv6 addresses and routes, and the kernel sends
+                no router solicitations, neighbour discovery or multicast reports by itself. True turns it on again.
             master: Name of the bridge, or other interface, to become a port of; ``""`` to leave it.
             txqueuelen: Frames that the kernel keeps for each queue until they are read. More are dropped.
             name: A new name. Kernels before 6.2 take it only while the interface is down.
@@ -491,6 +556,7 @@ class AsyncTuntap(Owning):
             SetupError: The kernel refused; names the setting, the interface and the reason.
             ValueError, TypeError: A value makes no sense by itself. Nothing was changed.
             DeviceGoneError: The interface was deleted.
+            QueueClosedError: It was closed here.
         """
         self._check_open()
         configuring = await _import("_netlink.configure")
@@ -500,6 +566,8 @@ class AsyncTuntap(Owning):
             mac=mac,
             addresses=addresses,
             routes=routes,
+            replace=replace,
+            ipv6=ipv6,
             master=master,
             txqueuelen=txqueuelen,
             name=name,
@@ -513,9 +581,12 @@ class AsyncTuntap(Owning):
     async def link(self) -> Link:
         """The interface as the kernel describes it now.
 
+        Cancelled, it ends when the kernel has answered.
+
         Raises:
             DeviceGoneError: It was deleted.
             SetupError: The kernel refused, or this process has no descriptors left.
+            QueueClosedError: It was closed here.
         """
         self._check_open()
         links = await _import("_netlink.link")
@@ -523,142 +594,66 @@ class AsyncTuntap(Owning):
         self._interface.index = link.index
         return link
 
-    async def watch(self) -> AsyncIterator[LinkEvent]:
+    async def ready(self) -> None:
+        """Waits until the interface is up and every address can be used; returns at once where that is so.
+
+        An IPv6 address is tentative until the kernel has asked whether another machine on the link has it, which takes
+        about a second, and begins when the interface is up and has a carrier. While the interface is down, this waits
+        and says so once in the log. IPv4 addresses can be used at once. Cancelling changes nothing.
+
+        Raises:
+            SetupError: Another machine on the link has one of the addresses (EADDRINUSE); or the kernel refused.
+            DeviceGoneError: The interface was deleted.
+            QueueClosedError: It was closed here.
+        """
+        self._check_open()
+        with self._watching(await _import("_netlink.watch")) as (watching, watcher):
+            index = await watching.until_ready(watcher, self._interface.where, self._interface.index or 0)
+            self._check_open()  # closing ends the wait
+            self._interface.index = index
+
+    async def watch(self) -> AsyncGenerator[LinkEvent, None]:
         """What changes on the interface from now on, in order, in whichever namespace it is.
 
         Ends after DELETED, or when the interface is closed here. Several may watch at once: each gets every event.
         Something that changes forth and back between two looks of a program that was too slow for the kernel may be
         missed, and so may what happens while 64 notifications wait for a program that does not read its events; the
-        state in the next event is right all the same.
+        state in the next event is right all the same. What ends before the interface does stops watching at once if it
+        closes the generator: ``async with contextlib.aclosing(tun.watch()) as events``.
 
         Raises:
             SetupError: The kernel refused, or this process has no descriptors left.
             QueueClosedError: The interface was closed here before watching began.
         """
         self._check_open()
-        watching = await _import("_netlink.watch")
-        if self.closed:  # meanwhile
-            return
-        watcher = watching.Watcher()
-        self._watchers.append(watcher)
-        try:
+        with self._watching(await _import("_netlink.watch")) as (watching, watcher):
             async with aclosing(watching.events(watcher, self._interface.where, self._interface.index or 0)) as events:
                 async for event in events:
                     self._interface.index = event.link.index
                     yield event
+
+    @contextmanager
+    def _watching(self, watching: ModuleType) -> Iterator[tuple[ModuleType, Watcher]]:
+        """A new watcher, which ends when the interface is closed here."""
+        watcher: Watcher = watching.Watcher()
+        self._watchers.append(watcher)
+        if self.closed:  # meanwhile
+            watcher.end()
+        try:
+            yield watching, watcher
         finally:
             self._watchers.remove(watcher)
 
-    async def set_persist(self, persist: bool) -> None:
-        """Whether the interface outlives its last queue.
-
-        Raises:
-            SetupError: The kernel refused.
-            DeviceGoneError: The interface was deleted.
-            QueueClosedError: It was closed here.
-        """
-        self._set("persist", persist, lambda file: file.set_value(_abi.TUNSETPERSIST, int(persist)))
-
-    async def set_carrier(self, carrier: bool) -> None:
-        """Whether the interface has a carrier; the kernel applies it a few milliseconds later.
-
-        Raises:
-            SetupError: The kernel refused; EPERM: a carrier takes at least one enabled queue.
-            DeviceGoneError: The interface was deleted.
-            QueueClosedError: It was closed here.
-        """
-        self._set("carrier", carrier, lambda file: file.set_int(_abi.TUNSETCARRIER, int(carrier)))
-
-    async def set_owner(self, owner: int | str) -> None:
-        """User who may attach without privilege, by number or name.
-
-        Raises:
-            SetupError: The kernel refused.
-            DeviceGoneError: The interface was deleted.
-            QueueClosedError: It was closed here.
-            ValueError: There is no user of that name.
-        """
-        uid = await _number_of(owner, "user", lambda name: pwd.getpwnam(name).pw_uid)
-        self._set("owner", owner, lambda file: file.set_value(_abi.TUNSETOWNER, uid))
-
-    async def set_group(self, group: int | str) -> None:
-        """Group whose members may attach without privilege. With an owner set as well, both must match.
-
-        Raises:
-            SetupError: The kernel refused.
-            DeviceGoneError: The interface was deleted.
-            QueueClosedError: It was closed here.
-            ValueError: There is no group of that name.
-        """
-        gid = await _number_of(group, "group", lambda name: grp.getgrnam(name).gr_gid)
-        self._set("group", group, lambda file: file.set_value(_abi.TUNSETGROUP, gid))
-
-    async def set_steering(self, program: int | None) -> None:
-        """Lets an eBPF program choose the queue for each frame; None restores the kernel's choice.
-
-        Args:
-            program: Descriptor of a loaded program of type BPF_PROG_TYPE_SOCKET_FILTER, such as those that
-                `aiotuntap.bpf` makes; it may be closed afterwards. What it returns, modulo the number of enabled
-                queues, is the index of the queue in the kernel's order: that of attaching, except that the last one
-                takes the place of one that is closed or disabled.
-        """
-        self._set("steering", program, lambda file: file.set_int(_abi.TUNSETSTEERINGEBPF, _descriptor(program)))
-
-    async def set_filter(self, program: int | None) -> None:
-        """Lets an eBPF program drop or cut frames on their way to the queues; None removes it.
-
-        Args:
-            program: As for `set_steering`. It returns how many bytes of the frame to keep; 0 drops it.
-        """
-        self._set("filter", program, lambda file: file.set_int(_abi.TUNSETFILTEREBPF, _descriptor(program)))
-
-    async def set_send_buffer(self, size: int) -> None:
-        """Bytes, as the kernel accounts for them, that may be under way from each queue before writing waits.
-
-        They count until the frame has left the machine or reached its receiver, so this matters where frames are
-        bridged or forwarded to something slow. By default there is no limit.
-
-        Raises:
-            SetupError: The kernel refused.
-            DeviceGoneError: The interface was deleted.
-        """
-        if not isinstance(size, int) or not 1 <= size < 1 << 31:
-            raise ValueError(f"send buffer of {size!r} bytes: a whole number from 1 to 2147483647")
-        self._check_open()
-        self._interface.set_send_buffer(size)
-
-    def _set(self, setting: str, value: object, change: Callable[[QueueFile], None]) -> None:
-        self._check_open()
-        self._interface.set(setting, value, change)
-
 
 async def _import(module: str) -> ModuleType:
-    """A module that imports pyroute2, which takes too long for the loop's thread."""
+    """Imports a module that needs pyroute2, on a thread, because that takes long."""
     return await run_in_thread(lambda: importlib.import_module(f".{module}", __package__))
-
-
-async def _number_of(who: int | str, kind: str, look_up: Callable[[str], int]) -> int:
-    """A user or group by number. Looking up a name may ask a server on the network."""
-    if isinstance(who, str):
-        try:
-            return await run_in_thread(lambda: look_up(who))
-        except KeyError:
-            raise ValueError(f"{kind} {who!r} does not exist") from None
-    if not isinstance(who, int) or isinstance(who, bool):
-        raise TypeError(f"{kind} must be a number or a name, not {who!r}")
-    if not 0 <= who < 0xFFFFFFFF:  # the last one stands for none
-        raise ValueError(f"{kind} must be a number from 0 to 4294967294, not {who}")
-    return who
-
-
-def _descriptor(program: int | None) -> int:
-    return -1 if program is None else _check_fd(program)
 
 
 def _identify(file: QueueFile) -> _abi.Ifreq:
     try:
         if fcntl.fcntl(file.fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
-            raise SetupError(errno.EBADF, f"descriptor {file.fd} is not open for both reading and writing")
+            raise SetupError(errno.EBADF, f"descriptor {file.fd} must be open for both reading and writing")
         return file.get_ifreq()
     except SetupError:
         raise
@@ -666,24 +661,3 @@ def _identify(file: QueueFile) -> _abi.Ifreq:
         raise SetupError(
             error.errno, f"descriptor {file.fd} is not a queue attached to a TUN/TAP interface: {error.strerror}"
         ) from error
-
-
-def _check_fd(fd: int) -> int:
-    if not isinstance(fd, int) or isinstance(fd, bool) or not 0 <= fd < 1 << 31:
-        raise TypeError(f"descriptor {fd!r}: a number, as from os.open or socket.recv_fds")
-    return fd
-
-
-def _check_transparent(offload: Offload, packet_info: bool) -> None:
-    tunnels = offload & (Offload.UDP_TUNNEL | Offload.UDP_TUNNEL_CSUM)
-    if tunnels:
-        raise ValueError(f"{tunnels} needs vnet_header=True: super-frames inside a tunnel are not segmented here")
-    if packet_info:
-        raise ValueError("offloads with packet_info=True need vnet_header=True as well")
-
-
-def _check_count(what: str, count: int) -> None:
-    if not isinstance(count, int) or isinstance(count, bool):
-        raise TypeError(f"{what} {count!r}: a whole number")
-    if count < 1:
-        raise ValueError(f"{what} {count}: at least 1")

@@ -1,12 +1,12 @@
-"""How the streams of one event loop share its time with each other and with everything else that runs there.
+"""How the streams of one event loop share its time with each other and with all other tasks of the loop.
 
-A reader that finds a frame every time it asks never has to wait, and neither does a writer: either could keep all other
-tasks of the loop from running. So there is a limit in time, `SLICE`, that all streams of a loop share. Within it they go
-on at once, which saves a trip around the loop for each batch. Whoever comes later waits in one line, and the loop
-goes round before the next in line has its turn.
+A reader that finds a frame each time it asks never has to wait, and neither does a writer: either could keep all other
+tasks of the loop from running. So all streams of a loop share a time slice, `SLICE`. Within it they go on at once, which
+saves an iteration of the loop for each batch. After it, streams wait in one line, and the loop completes an iteration
+before the next in line has its turn.
 
-No loop says when it goes round. But a stream that is called after a pause, `PAUSE`, was called by a loop that waited
-for events, or ran something else: then a new slice begins without the line.
+A loop does not tell when an iteration begins. But if a stream is called after a pause, `PAUSE`, the loop has waited for
+events or run something else meanwhile: then a new slice begins, without the line.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from time import monotonic
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary
 
-#: Seconds that the streams of a loop may take in a row.
+#: Seconds that the streams of a loop may use without a break.
 SLICE = 0.002
 
-#: Times that the loop goes round after a slice before the next one begins. A timer is called in the first round, and the
-#: task that it wakes runs in the second: with fewer, a slice would come before each of the two.
+#: Iterations of the loop between two slices. A timer is called in the first one, and the task that it wakes runs in the
+#: second one: with fewer, there would be a slice before each of the two.
 ROUNDS = 2
 
-#: Frames that a writer may write at most without a look at the clock, or as many as are in one batch.
+#: Frames that a writer may write without reading the clock, at most, except that a batch is not interrupted.
 CREDIT = 64
 
-#: Seconds without any stream at work after which others have had their time.
+#: Seconds without any stream at work after which other tasks have had their time.
 PAUSE = 0.0005
 
 
 class Turn(asyncio.Future[None]):
-    """What one reader or writer waits on. Unlike any future, it can resume its task without another trip around the loop.
+    """What one reader or writer waits on. Unlike other futures, it can resume its task in the same loop iteration.
 
-    When a future gets its result, the loop schedules the task for its next iteration and polls once more before that:
-    a fifth of the time from a frame's arrival to its answer. A callback of the loop, in which no task is running, may
-    run the one that waits directly instead. So the callbacks are kept here and not in the future.
+    When a future gets its result, the loop schedules the task for its next iteration, and polls once more before that:
+    a fifth of the time from a frame's arrival to its answer. Instead, a callback of the loop may run the waiting task
+    directly, since no other task is running then. For that, the callbacks are kept here and not in the future.
     """
 
     _waiting: list[tuple[Callable[[Any], object], Context | None]] | None = None
@@ -63,13 +63,13 @@ class Turn(asyncio.Future[None]):
         return cancelled
 
     def give(self) -> None:
-        """The task runs at the loop's next opportunity."""
+        """The task runs in the next iteration of the loop."""
         if not self.done():
             self.set_result(None)
             self._schedule()
 
     def give_now(self) -> None:
-        """The task runs before this returns. For callbacks of the loop only, never from within a task."""
+        """The task runs before this returns. Only for callbacks of the loop, and not to be called from a task."""
         if self.done():
             return
         self.set_result(None)
@@ -104,20 +104,20 @@ class Turns:
     )
 
     def __init__(self) -> None:
-        #: Until when, by `time.monotonic`, streams may go on without waiting in line.
+        #: The time, by `time.monotonic`, until which streams may go on without waiting in line.
         self.until = 0.0
-        #: Frames that may be written before somebody looks at the clock and at the loop, which cost as much as a tenth
+        #: Frames that may be written before the clock and the running loop are looked at, which costs as much as a tenth
         #: of a frame.
         self.credit = 0
         self._grant = 1
         self._forgetting = False
         self._began_at = self._paused_at = 0.0
         self._line: deque[Callable[[], object]] = deque()
-        #: Whether the loop is going to call `_go_on`.
+        #: Whether the loop will call `_go_on`.
         self._called = False
 
     def begin(self) -> bool:
-        """Whether a stream that the loop calls may go to work now. If not, it has to `join` the line."""
+        """Whether a stream that the loop calls may work now. If not, it has to `join` the line."""
         now = monotonic()
         if now - self._paused_at > PAUSE and not self._line:  # others have had their time
             self.until = now + SLICE
@@ -127,15 +127,15 @@ class Turns:
         return True
 
     def pause(self) -> None:
-        """A stream that the loop called has done its work."""
+        """A stream that the loop called has finished its work."""
         self._paused_at = monotonic()
         self.credit = 0
         self._grant = 1
 
     def extend(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether a writer whose credit is used up may go on, with a new one. If not, it has to wait for the `next` turn.
+        """Whether a writer that has used up its credit may go on, with a new one. If not, it has to wait for the `next` turn.
 
-        A credit is small at first, and it ends with the loop's round, so that a caller from elsewhere has none.
+        A credit is small at first and ends with the loop's iteration, so that a caller from another loop has none.
         """
         if not self._is_at_work and not self._forgetting:
             loop.call_soon(self._forget)
@@ -148,18 +148,18 @@ class Turns:
         return True
 
     def join(self, loop: asyncio.AbstractEventLoop, work: Callable[[], object]) -> None:
-        """*work* is called once by the loop, in the order of joining, when it has gone round."""
+        """The loop will call *work* once, in the order of joining, after it has completed an iteration."""
         self.call(loop)
         self._line.append(work)
 
     def call(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Makes sure that the loop calls back, also when there was no memory for that before."""
+        """Makes sure that the loop calls `_go_on`, also if there was no memory for that before."""
         if not self._called:
             loop.call_soon(self._go_on, loop, ROUNDS if self._is_used_up() else 0)
             self._called = True
 
     async def next(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Waits in line. On return, a new slice has begun or there is time left in it."""
+        """Waits in line. On return, a new slice has begun, or this one has time left."""
         turn = Turn(loop=loop)
         self.join(loop, turn.give_now)
         await turn
@@ -183,14 +183,14 @@ class Turns:
     def _go_on(self, loop: asyncio.AbstractEventLoop, rounds: int) -> None:
         self._called = False
         if rounds:
-            with suppress(MemoryError):  # then without another round
+            with suppress(MemoryError):  # then without another iteration
                 loop.call_soon(self._go_on, loop, rounds - 1)
                 self._called = True
                 return
         self._began_at = monotonic()
         self.until = self._began_at + SLICE
         try:
-            # Who joins meanwhile comes next time.
+            # A stream that joins meanwhile has its turn the next time.
             for _ in range(len(self._line)):
                 self._line.popleft()()
                 if monotonic() >= self.until:
@@ -201,12 +201,12 @@ class Turns:
             self.pause()
 
 
-# The streams keep them. Kept here, a line that was not empty when its loop was closed would keep the loop, and so itself.
+# Only the streams hold strong references: a line that is not empty refers to its loop, and would keep it alive for ever.
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, ReferenceType[Turns]] = WeakKeyDictionary()
 
 
 def turns_of(loop: asyncio.AbstractEventLoop) -> Turns:
-    """Those that all streams of *loop* share."""
+    """The one that all streams of *loop* share."""
     reference = _turns.get(loop)
     turns = None if reference is None else reference()
     if turns is None:

@@ -1,4 +1,4 @@
-"""The small public types: modes, offloads, counters, links and their changes, and what a stream of frames promises."""
+"""The small public types: modes, offloads, counters, links and their changes, and the protocol of a stream of frames."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Frame: TypeAlias = Buffer | Sequence[Buffer]
 
 
 class Owning:
-    """Base of what owns descriptors or a place in an event loop: a copy would own them too, and close them."""
+    """Base of everything that owns descriptors, or is registered with an event loop: a copy would close them, too."""
 
     __slots__ = ()
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn:
         raise TypeError(
-            f"a {type(self).__name__} cannot be copied or pickled: it owns descriptors, or a place in a loop"
+            f"{type(self).__name__} cannot be copied or pickled: it owns descriptors, or is registered with an event loop"
         )
 
 
@@ -33,15 +33,25 @@ class Mode(enum.StrEnum):
 
     @property
     def flag(self) -> int:
+        """For TUNSETIFF."""
         return _abi.IFF_TUN if self is Mode.TUN else _abi.IFF_TAP
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise ValueError(f"mode must be 'tun' or 'tap', not {value!r}")
 
 
 class Offload(enum.Flag):
-    """What the kernel may leave undone in frames that it hands out, ``TUN_F_*`` in ``<linux/if_tun.h>``.
+    """Work on frames that the kernel may leave to the program, ``TUN_F_*`` in ``<linux/if_tun.h>``.
 
-    CSUM leaves out checksums. TSO4 and TSO6 make super-frames of TCP over IPv4 and IPv6, with ECN also where ECN marks
-    are, and USO4 and USO6, which go only together, of UDP. The two for UDP tunnels make super-frames of what is inside.
-    All others need CSUM. ALL is every one but those for tunnels, as far as the kernel has them.
+    A *super-frame* (the kernel calls it a GSO packet) is one frame of up to 64 KiB that stands for several ordinary
+    frames of one flow: it has their common headers once, and the payload of all of them. Handling one super-frame costs
+    little more than handling one ordinary frame.
+
+    With CSUM, the kernel hands out frames whose checksum is not complete. With TSO4 and TSO6, it hands out and takes
+    super-frames of TCP over IPv4 and IPv6; with ECN, also of connections that use ECN. USO4 and USO6 do the same for
+    UDP, and must be given together. UDP_TUNNEL and UDP_TUNNEL_CSUM are for super-frames inside a UDP tunnel, such as
+    VXLAN. All of them need CSUM. ALL means every offload that the kernel has, except the two for tunnels.
     """
 
     NONE = 0
@@ -60,26 +70,26 @@ class Offload(enum.Flag):
 class Stats:
     """Frames that went through one queue, or the sum over several.
 
-    Bytes are counted by the kernel, for the interface as a whole: counting them again for each frame that is read
-    would cost a twentieth of the time it takes to read it. Super-frames are counted with transparent offloads only;
-    with ``vnet_header=True`` nothing here looks into a frame.
+    Bytes are not counted here, because that would make reading a frame 5 % slower: the kernel counts them for the
+    interface (`Counters`). Super-frames are counted with transparent offloads only; with ``vnet_header=True`` they
+    count as ordinary frames.
     """
 
-    #: Frames taken from the kernel, as they are read from the queue: with transparent offloads, after segmentation.
+    #: Frames read from the kernel; with transparent offloads, counted after segmentation.
     frames_read: int = 0
-    #: Frames that the kernel took, as they were written to the queue.
+    #: Frames that were written and that the kernel accepted.
     frames_written: int = 0
-    #: Frames that were not written because the kernel refused them or they were too large.
+    #: Frames that were not written, because the kernel refused them or their size was wrong.
     frames_refused: int = 0
-    #: Frames that the kernel could not hand out, or that were invalid.
+    #: Frames from the kernel that were dropped: the kernel could not hand them out, or they were invalid.
     frames_dropped: int = 0
-    #: Super-frames that the kernel handed out, and the frames among `frames_read` that they were cut into.
+    #: Super-frames read from the kernel, and the frames that they were segmented into, which `frames_read` includes.
     super_frames_read: int = 0
     segments_made: int = 0
-    #: Super-frames that the kernel took, and the frames among `frames_written` that went with them.
+    #: Super-frames written to the kernel, and the frames that were merged into them, which `frames_written` includes.
     super_frames_written: int = 0
     frames_coalesced: int = 0
-    #: Super-frames that the kernel refused while it took their frames one by one.
+    #: Super-frames that the kernel refused, while it accepted their frames one by one.
     super_frames_refused: int = 0
 
     def __add__(self, other: Stats) -> Stats:
@@ -88,7 +98,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The kernel's counters of an interface, by the kernel's names: rx is what the program wrote, tx what it read."""
+    """The kernel's counters of an interface, by the kernel's names: rx is what programs wrote, tx is what they read."""
 
     rx_packets: int = 0
     rx_bytes: int = 0
@@ -117,11 +127,18 @@ class Link:
     carrier: bool
     #: Frames that the kernel keeps for each queue until they are read.
     txqueuelen: int
-    #: Index of the bridge or other interface that this one is a port of.
-    master: int | None
+    #: Name of the bridge or other interface that this one is a port of.
+    master: str | None
     counters: Counters
-    #: With prefix length, as ``"10.0.0.1/24"``.
+    #: As `AsyncTuntap.configure` takes them: ``"10.0.0.1/24"``, ``"10.0.0.1 peer 10.0.0.2/32"``.
     addresses: tuple[str, ...] = ()
+    #: Those of them that cannot be used yet, since the kernel still asks whether another machine on the link has them
+    #: (duplicate address detection, IPv6 only). See `AsyncTuntap.ready`.
+    tentative: tuple[str, ...] = ()
+    #: Those of them that cannot be used because another machine on the link has them.
+    duplicates: tuple[str, ...] = ()
+    #: Whether IPv6 is on. The kernel sends no notification of it: in the events of `AsyncTuntap.watch` it may be late.
+    ipv6: bool = False
     #: None for what is not a TUN/TAP interface.
     mode: Mode | None = None
     packet_info: bool = False
@@ -143,6 +160,8 @@ class Change(enum.StrEnum):
     DOWN = "down"
     CARRIER = "carrier"
     MTU = "mtu"
+    MAC = "mac"
+    MASTER = "master"
     RENAMED = "renamed"
     ADDRESS_ADDED = "address added"
     ADDRESS_REMOVED = "address removed"
@@ -157,41 +176,46 @@ class LinkEvent:
     kind: Change
     #: How the interface is after it. For DELETED, how it was last.
     link: Link
-    #: The new name, MTU or index (MOVED), whether there is a carrier, or the address in question.
+    #: The new name, MTU, MAC address, master (a name, None for none) or index (MOVED); whether there is a carrier; the
+    #: address that was added or removed. None for UP, DOWN and DELETED.
     value: str | int | bool | None = None
 
 
 @runtime_checkable
 class PacketStream(Protocol):
-    """A stream of frames in both directions. `TuntapQueue` is one; so is anything that passes `aiotuntap.testing`."""
+    """A stream of frames in both directions.
+
+    `TuntapQueue` is one, and so is an `AsyncTuntap` with a single queue. `aiotuntap.testing.check_packet_stream` checks
+    whether a class of your own is one.
+    """
 
     @property
     def closed(self) -> bool:
-        """Whether this side was closed."""
+        """Whether this side was closed by this program."""
 
     async def read_frame(self) -> bytes:
-        """The next frame. Cancelling loses none. Several readers are served in the order they asked."""
+        """Waits for the next frame. Cancelling loses no frame. Several readers are served in the order they asked."""
 
     async def read_frames(self, limit: int = ...) -> list[bytes]:
-        """At least one frame, and as many more as are there, up to *limit*."""
+        """Waits for at least one frame, and returns all that are available, up to *limit*."""
 
     def read_frame_nowait(self) -> bytes:
-        """The next frame, or BlockingIOError when there is none."""
+        """Returns the next frame, or raises BlockingIOError if none is available."""
 
     async def write_frame(self, frame: Frame) -> None:
-        """Writes one frame, whole or, when cancelled, not at all."""
+        """Writes one frame. When cancelled, the frame was not written."""
 
     async def write_frames(self, frames: Iterable[Frame]) -> None:
-        """Writes what can be written, in order, and reports what was refused in one InvalidFrameError.
+        """Writes every frame that it can, in order, and reports those that were refused in one InvalidFrameError.
 
-        Anything else that goes wrong, such as the stream being closed, ends it at once.
+        Any other error, such as QueueClosedError, ends it at once.
         """
 
     def write_frame_nowait(self, frame: Frame) -> None:
-        """Writes one frame, or raises BlockingIOError when there is no room for it now."""
+        """Writes one frame, or raises BlockingIOError if there is no room for it now."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        """Frames until the stream is closed here."""
+        """Yields frames until the stream is closed by this program."""
 
     async def aclose(self) -> None:
-        """Closes this side; who waits gets QueueClosedError. Closing twice is harmless."""
+        """Closes this side. Tasks that wait on it get QueueClosedError. Closing twice is harmless."""

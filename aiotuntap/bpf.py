@@ -1,15 +1,15 @@
-"""Small eBPF programs for `AsyncTuntap.set_steering` and `AsyncTuntap.set_filter`, made without a compiler.
+"""Small eBPF programs for `AsyncTuntap.set_steering` and `AsyncTuntap.set_filter`. No compiler is needed.
 
 ::
 
     with bpf.by_cpu() as program:
         await tun.set_steering(program.fileno())
 
-The interface keeps the program, so the descriptor may be closed at once. What a steering program returns is cut to 16
-bits and taken modulo the number of enabled queues; what a filter returns is how many bytes of the frame to keep.
+The interface keeps the program, so the descriptor may be closed at once. A steering program returns a number: its low
+16 bits, modulo the number of enabled queues, choose the queue. A filter returns how many bytes of the frame to keep.
 
-Programs are a few instructions of the set in the kernel's Documentation/bpf/standardization/instruction-set.rst. They
-are loaded with bpf(2) as BPF_PROG_TYPE_SOCKET_FILTER, the only type that TUNSETSTEERINGEBPF and TUNSETFILTEREBPF take.
+The instructions are described in the kernel's Documentation/bpf/standardization/instruction-set.rst. Programs are loaded
+with bpf(2) as BPF_PROG_TYPE_SOCKET_FILTER, the only type that TUNSETSTEERINGEBPF and TUNSETFILTEREBPF take.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _check(what: str, number: int, largest: int, smallest: int = 0) -> None:
 # -- instructions: bytes only ------------------------------------------------------------------------------------------
 
 _MOVE, _COPY, _CALL, _LOAD_HALF, _EXIT = 0xB7, 0xBF, 0x85, 0x28, 0x95
-_R0, _R1, _R6 = 0, 1, 6  # what the program returns, its argument, and where LD_ABS looks for that argument
+_R0, _R1, _R6 = 0, 1, 6  # return value, argument, and where LD_ABS expects the argument
 _GET_SMP_PROCESSOR_ID = 8
 
 
@@ -50,8 +50,8 @@ class Instruction:
 
     Args:
         opcode: 0 to 255.
-        destination: A register, 0 to 15 (the verifier has its own idea of which of them exist).
-        source: As *destination*.
+        destination: Number of a register, 0 to 15. The verifier rejects those that do not exist.
+        source: Number of a register, 0 to 15.
         offset: A signed number of 16 bits.
         immediate: A signed number of 32 bits.
 
@@ -74,10 +74,10 @@ class Instruction:
         _check("immediate", self.immediate, 0x7FFFFFFF, -0x80000000)
 
     def pack(self, byteorder: str = sys.byteorder) -> bytes:
-        """As the kernel of a machine with this byte order reads it.
+        """The instruction in the given byte order, ``"little"`` or ``"big"``.
 
-        The two registers are bit fields of one byte: compilers put the first into its low half on little-endian
-        machines, and into its high half on big-endian ones.
+        The two registers are bit fields in one byte. The first is the low half on little-endian machines, and the high
+        half on big-endian ones.
         """
         order, low, high = "<", self.destination, self.source
         if byteorder == "big":
@@ -85,7 +85,7 @@ class Instruction:
         return struct.pack(f"{order}BBhi", self.opcode, high << 4 | low, self.offset, self.immediate)
 
 
-#: Ends the program with what is in r0.
+#: Ends the program. It returns the value of r0.
 EXIT = Instruction(_EXIT)
 
 
@@ -95,7 +95,7 @@ _PROG_LOAD = 5
 #: The part of ``union bpf_attr`` that BPF_PROG_LOAD reads. Pointers have 64 bits on every machine.
 _ATTRIBUTES = struct.Struct("=IIQQIIQII16sII")
 _LOG_SIZE = 1 << 16
-# Times to try when signals interrupt the kernel's verifier.
+# How often to try while signals interrupt the kernel's verifier.
 _ATTEMPTS = 100
 
 _SYSCALLS = {
@@ -106,12 +106,12 @@ _SYSCALLS = {
     **dict.fromkeys(("ppc", "ppc64", "ppc64le"), 361),
     "s390x": 351,
 }
-#: What a 64-bit kernel calls itself towards a 32-bit program, and which system calls that program has.
+#: ``platform.machine()`` of a 64-bit kernel, and the machine whose system call numbers a 32-bit program has there.
 _COMPATIBLE = {"x86_64": "i686", "aarch64": "armv7l"}
 
 
 def syscall_number(machine: str | None = None, pointer_size: int = struct.calcsize("@P")) -> int:
-    """Number of bpf(2) on *machine*, as ``platform.machine()`` reports it; by default on this one."""
+    """Number of the system call bpf(2) on *machine*, which is a ``platform.machine()``; by default on this machine."""
     machine = platform.machine() if machine is None else machine
     if pointer_size == 4:
         machine = _COMPATIBLE.get(machine, machine)
@@ -120,50 +120,58 @@ def syscall_number(machine: str | None = None, pointer_size: int = struct.calcsi
     except KeyError:
         raise SetupError(
             errno.ENOSYS,
-            f"the number of bpf(2) on {machine!r} is not known here: load the program with bpftool or libbpf, and pass"
-            " its descriptor",
+            f"aiotuntap does not know the number of bpf(2) on {machine!r}: load the program with bpftool or libbpf, and"
+            " pass its descriptor",
         ) from None
 
 
 class Program(Owning):
-    """An eBPF program, in the kernel while the object is used as a context manager, or from `load` to `close`.
+    """An eBPF program. It is loaded by `load` or by ``with``, and closed by `close` or at the end of ``with``.
 
     Args:
-        instructions: At least one. The kernel's verifier has the last word, when loading.
+        instructions: At least one. The kernel's verifier checks them when they are loaded.
+
+    Raises:
+        ValueError: There are no instructions.
     """
 
     __slots__ = ("_fd", "code")
 
     def __init__(self, instructions: Iterable[Instruction]) -> None:
         self._fd = -1
-        #: The instructions as the kernel takes them, eight bytes each.
-        self.code = b"".join(each.pack() for each in instructions)
+        #: The packed instructions, eight bytes each.
+        self.code: bytes = b"".join(each.pack() for each in instructions)
         if not self.code:
-            raise ValueError("a program has at least one instruction")
+            raise ValueError("instructions must have at least one instruction, not none")
 
     def load(self) -> Self:
-        """Hands the program to the kernel and returns the object itself. Takes well under a millisecond.
+        """Loads the program into the kernel and returns the object itself. It takes less than a millisecond.
 
         Raises:
-            SetupError: The kernel refuses. ``errno`` is the kernel's; the message says how to fix it, or contains
-                what the verifier said. Also a PermissionError, which EACCES is too: often the verifier's word for a
-                program that reads what it must not.
+            SetupError: The kernel refuses the program. ``errno`` is the kernel's. The message says how to fix it, or
+                contains the verifier's log. It is also a PermissionError for EPERM (a privilege is missing) and for
+                EACCES (the verifier rejects the program, often because it reads memory that it must not read).
+            RuntimeError: The program is loaded already.
         """
         if self._fd >= 0:
             raise RuntimeError("this program is loaded already")
         number = syscall_number()
         fd, error, _ = _load(number, self.code, 0)
         if fd < 0:
-            # Asked for a log only now: a load that would succeed fails when its log does not fit.
+            # The first try asks for no log: a load that would succeed fails if the log does not fit.
             log = _load(number, self.code, _LOG_SIZE)[2] if error in (errno.EINVAL, errno.EACCES) else ""
             raise SetupError(error, f"cannot load the eBPF program: {_explain(error, log)}")
         self._fd = fd
         return self
 
     def fileno(self) -> int:
-        """The descriptor, for `AsyncTuntap.set_steering` and `AsyncTuntap.set_filter`. Children do not inherit it."""
+        """The descriptor, for `AsyncTuntap.set_steering` and `AsyncTuntap.set_filter`. Children do not inherit it.
+
+        Raises:
+            ValueError: The program is not loaded.
+        """
         if self._fd < 0:
-            raise ValueError("the program is not loaded: use 'with', or load()")
+            raise ValueError("this program is not loaded: use 'with', or call load()")
         return self._fd
 
     def close(self) -> None:
@@ -194,12 +202,12 @@ def _load(number: int, code: bytes, log_size: int) -> tuple[int, int, str]:
     attributes = _ATTRIBUTES.pack(
         *(SOCKET_FILTER, len(code) // 8, insns, name),
         *(int(log_size > 0), log_size, text if log_size else 0),
-        *(0, 0, b"aiotuntap", 0, 0),  # kernel version, flags, name of the program, interface, place of attachment
+        *(0, 0, b"aiotuntap", 0, 0),  # kernel version, flags, name of the program, interface, attach type
     )
     pointer = ctypes.create_string_buffer(attributes, len(attributes))
     for _ in range(_ATTEMPTS):
         fd = libc.syscall(ctypes.c_long(number), ctypes.c_int(_PROG_LOAD), pointer, ctypes.c_uint(len(attributes)))
-        if fd >= 0 or ctypes.get_errno() != errno.EAGAIN:  # a signal came while the verifier was at work
+        if fd >= 0 or ctypes.get_errno() != errno.EAGAIN:  # EAGAIN: a signal interrupted the verifier
             break
     return fd, ctypes.get_errno(), log.value.decode(errors="replace").strip()
 
@@ -210,12 +218,12 @@ def _explain(error: int, log: str) -> str:
         return f"{reason}; the verifier says:\n{log}"
     if error == errno.EPERM:
         return (
-            f"{reason}; it takes CAP_BPF (before Linux 5.8: CAP_SYS_ADMIN) outside of any user namespace, so run as"
-            " root, let root set kernel.unprivileged_bpf_disabled to 0, or have the descriptor of a loaded program"
-            " passed in"
+            f"{reason}; loading eBPF programs requires CAP_BPF (before Linux 5.8: CAP_SYS_ADMIN) in the initial user"
+            " namespace: run as root, or as root set 'sysctl kernel.unprivileged_bpf_disabled=0', or use a descriptor"
+            " of a program that root has loaded"
         )
     if error == errno.ENOSYS:
-        return f"{reason}; the kernel was built without CONFIG_BPF_SYSCALL, or a sandbox forbids bpf(2)"
+        return f"{reason}; use a kernel with CONFIG_BPF_SYSCALL, or a sandbox that allows bpf(2)"
     return reason
 
 
@@ -223,38 +231,54 @@ def _explain(error: int, log: str) -> str:
 
 
 def constant(queue: int) -> Program:
-    """Steering: every frame goes to the queue of this index, modulo the number of enabled queues.
+    """Steering: every frame goes to the queue with this index, modulo the number of enabled queues.
 
     Args:
-        queue: 0 to 65535.
+        queue: Index of the queue, 0 to 65535.
+
+    Raises:
+        ValueError: *queue* is out of range.
+        TypeError: *queue* is not a whole number.
     """
     _check("queue", queue, 0xFFFF)
     return Program([Instruction(_MOVE, _R0, immediate=queue), EXIT])
 
 
 def by_cpu() -> Program:
-    """Steering: the number of the CPU on which the kernel sends the frame, modulo the number of enabled queues.
+    """Steering: the index of the queue is the number of the CPU that sends the frame, modulo the number of queues.
 
-    With one reader for each CPU, pinned there, a frame stays in that CPU's caches.
+    Only enabled queues count. With one reader for each CPU, pinned to that CPU, a frame stays in the CPU's caches.
     """
     return Program([Instruction(_CALL, immediate=_GET_SMP_PROCESSOR_ID), EXIT])
 
 
 def by_field(offset: int) -> Program:
-    """Steering: a 16-bit big-endian field of the frame, modulo the number of enabled queues.
+    """Steering: the index of the queue is a 16-bit big-endian field of the frame, modulo the number of enabled queues.
 
-    Frames that are too short for the field go to the queue of index 0: LD_ABS ends the program with 0 for them. Nothing
-    is parsed: of frames of another kind, the program takes whatever stands there.
+    Frames that are too short for the field go to queue 0: LD_ABS ends the program with 0. The program does not parse
+    frames: it uses whatever bytes are at this offset, in every kind of frame.
 
     Args:
-        offset: Bytes in front of the field, without packet information and virtio_net_hdr. The UDP or TCP destination
-            port of IPv4 without options is at 36 in TAP mode and at 22 in TUN mode.
+        offset: Offset of the field in bytes, 0 to 65535, not counting packet information and virtio_net_hdr. The UDP or
+            TCP destination port of IPv4 without options is at 36 in TAP mode and at 22 in TUN mode.
+
+    Raises:
+        ValueError: *offset* is out of range.
+        TypeError: *offset* is not a whole number.
     """
     _check("offset", offset, 0xFFFF)
     return Program([Instruction(_COPY, _R6, _R1), Instruction(_LOAD_HALF, immediate=offset), EXIT])
 
 
 def keep(size: int) -> Program:
-    """Filter: every frame is cut to *size* bytes at most; 0 drops them all, which ``tx_dropped`` counts."""
+    """Filter: every frame is cut to at most *size* bytes. 0 drops all frames, which ``tx_dropped`` counts.
+
+    Args:
+        size: 0 to 0x7FFFFFFF.
+
+    Raises:
+        ValueError: *size* is out of range.
+        TypeError: *size* is not a whole number.
+    """
     _check("size", size, 0x7FFFFFFF)
     return Program([Instruction(_MOVE, _R0, immediate=size), EXIT])

@@ -1,4 +1,4 @@
-"""Recording what goes through a stream of frames, as a pcapng file that Wireshark and tshark read.
+"""Records the frames of a stream in a pcapng file, which Wireshark and tshark can read.
 
 ::
 
@@ -6,14 +6,13 @@
         queue = capture.wrap(tap.queues[0])
         ...  # read and write through queue
 
-Each packet is stored with its time in nanoseconds, its direction as the program sees it (inbound is what was read,
-outbound what was written), and the name and queue of its interface. Frames that carry a virtio_net_hdr are stored as
-they would be on a wire: super-frames segmented, checksums complete, and without the header.
+Each packet is stored with its time in nanoseconds, its direction (frames that the program read are inbound, frames that
+it wrote are outbound), and the name and queue of its interface. Frames with a virtio_net_hdr are stored as they would
+look on a cable: super-frames are segmented, checksums are complete, and the header is removed.
 
-The traffic comes first. The event loop formats packets, and a thread writes them, at most 50 ms later: whatever the file
-does, nobody who reads or writes frames waits for it. Packets for which there is no room meanwhile are missing from the
-file, which says how many. An error, such as a full disk or a pipe that was closed, ends the capture and not the
-traffic: it is logged once, as a warning of the logger ``aiotuntap.capture``.
+The capture never delays the traffic. The event loop formats the packets, and a thread writes them to the file within
+50 ms. If the file is too slow, packets are left out, and the file says how many. An error, such as a full disk or a
+closed pipe, ends the capture, but not the traffic: it is logged once, as a warning of the logger ``aiotuntap.capture``.
 """
 
 from __future__ import annotations
@@ -44,24 +43,26 @@ __all__ = ["Capture", "CapturedStream"]
 
 File: TypeAlias = str | os.PathLike[str] | int
 
-# Seconds until packets are handed to the thread, or as many bytes of them.
+# Packets are handed to the thread after this many seconds, or when they have this many bytes.
 _DELAY = 0.05
 _ENOUGH = 1 << 18
 
-# Seconds that closing waits for a reader that has stopped reading.
+# Seconds that closing waits for the reader of a pipe that does not read.
 _PATIENCE = 1.0
+
+_NOT_OPEN = "this Capture was not opened: use 'async with', or await open()"
 
 _logger = logging.getLogger(__name__)
 
 
 class Capture(Owning):
-    """One pcapng file, and any number of streams that are recorded in it.
+    """One pcapng file, which records any number of streams.
 
     Args:
-        file: The path of a file, which is made (readable by its owner) or emptied, or of a named pipe that is being
-            read; or an open descriptor, which is duplicated and stays yours.
-        snaplen: Bytes of each packet that are stored at most; 0 for all of them.
-        buffer: Bytes that may wait for the file to take them. Packets beyond that are missing from it.
+        file: Path of a file, which is created (readable only by its owner) or emptied; path of a named pipe that a
+            program reads; or an open descriptor, which is duplicated: you still have to close your own.
+        snaplen: How many bytes of each packet to store at most. 0 stores whole packets.
+        buffer: How many bytes may wait to be written. Packets over this limit are left out of the file.
 
     Raises:
         ValueError: *snaplen* or *buffer* is negative.
@@ -78,7 +79,7 @@ class Capture(Owning):
         self._writer: BackgroundWriter | None = None
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        #: Packets missing from the file, for each interface, and their names.
+        #: Packets that are missing from the file, for each interface.
         self._missed: list[int] = []
         #: The number of each interface in the file, and how many of its queues are recorded.
         self._interfaces: dict[tuple[object, Mode], tuple[int, int]] = {}
@@ -87,11 +88,11 @@ class Capture(Owning):
         self._timer: asyncio.TimerHandle | None = None
 
     async def open(self) -> Self:
-        """Opens the file and returns the object itself. When cancelled, the file may have been made.
+        """Opens the file and returns the object itself. When cancelled, the file may have been created.
 
         Raises:
             SetupError: The file cannot be opened; ``errno`` says why.
-            RuntimeError: It was opened before.
+            RuntimeError: This object was opened or closed before.
         """
         if self._loop is not None or self._closed:
             raise RuntimeError("this Capture was opened or closed before: make a new one")
@@ -110,9 +111,9 @@ class Capture(Owning):
         return self
 
     async def aclose(self) -> None:
-        """Writes what is left, closes the file, and leaves the streams as they are. Closing twice is harmless.
+        """Writes the remaining packets and closes the file. The streams stay open. Closing twice is harmless.
 
-        A pipe whose reader does not read is given up after a second. Cancelling delays until the file is closed.
+        If the reader of a pipe does not read, it waits for one second at most. When cancelled, it first closes the file.
         """
         writer = self._end()
         if writer is None:
@@ -130,7 +131,7 @@ class Capture(Owning):
             raise cancelled
 
     def _end(self) -> BackgroundWriter | None:
-        """Records nothing more. Returns what still has to be ended."""
+        """Stops recording. Returns the writer if it still has to be ended."""
         if self._closed:
             return None
         writer = self._writer
@@ -169,12 +170,12 @@ class Capture(Owning):
 
     @property
     def error(self) -> OSError | None:
-        """What ended the capture early, such as ``ENOSPC`` or ``EPIPE``."""
+        """The error that ended the capture early, such as ``ENOSPC`` or ``EPIPE``, or None."""
         return None if self._writer is None else self._writer.error
 
     @property
     def missed(self) -> int:
-        """Packets that are missing from the file, because it took them too slowly."""
+        """How many packets are missing from the file because writing it was too slow."""
         return sum(self._missed)
 
     def wrap(
@@ -186,24 +187,24 @@ class Capture(Owning):
         queue: int | None = None,
         header_size: int | None = None,
     ) -> CapturedStream:
-        """A stream that does what *stream* does, and records what goes through it.
+        """Returns a stream that behaves like *stream* and records the frames that are read and written through it.
 
-        What goes through *stream* itself is not recorded. What the new one has not by itself (``stats``, ``fileno()``,
-        ``disable()``…) is that of *stream*.
+        Frames that are read or written on *stream* directly are not recorded. Every other attribute (``stats``,
+        ``fileno()``, ``disable()`` and so on) is that of *stream*.
 
         Args:
-            stream: Any `PacketStream`. All further arguments are known already of queues and interfaces.
-            name: Of the interface.
-            mode: Of the frames: ``"tap"`` or ``"tun"``.
-            queue: Its number; by default how many streams with this name were wrapped before.
-            header_size: Bytes of the virtio_net_hdr that each frame begins with; 0 for none.
+            stream: Any `PacketStream`. For a `TuntapQueue`, all further arguments are found automatically.
+            name: Name of the interface.
+            mode: ``"tap"`` for Ethernet frames, or ``"tun"`` for IP packets.
+            queue: Number of the queue. The default is the number of streams with this name that were wrapped before.
+            header_size: Size in bytes of the virtio_net_hdr at the start of each frame; 0 if there is none.
 
         Raises:
             RuntimeError: The capture is not open.
-            ValueError: An argument is missing or makes no sense.
+            ValueError: *name* or *mode* is missing, or an argument has an invalid value.
         """
         if self._writer is None or self._closed:
-            raise RuntimeError("the capture is not open: 'async with', or await open()")
+            raise RuntimeError("this Capture is closed: make a new one" if self._closed else _NOT_OPEN)
         of = getattr(stream, "_interface", None)
         skip = 0
         if isinstance(of, Interface):
@@ -214,7 +215,7 @@ class Capture(Owning):
             if header_size is None:
                 header_size = options.vnet_header_size if options.vnet_header else 0
         if name is None or mode is None:
-            raise ValueError(f"name and mode: both are needed for a {type(stream).__name__}")
+            raise ValueError(f"wrap() needs name= and mode= for a {type(stream).__name__}, which does not have them")
         if header_size:
             check_size(header_size)
         mode = Mode(mode)
@@ -230,7 +231,7 @@ class Capture(Owning):
         self._keep([block], len(block))
 
     def _record(self, plain: Sequence[Buffer], number: int, queue: int, direction: int) -> None:
-        """Stores frames that have no header any more and will not change."""
+        """Stores frames without their headers. The buffers must not change later."""
         assert self._writer is not None
         now = time_ns()
         pieces: list[Buffer] = []
@@ -270,11 +271,11 @@ class Capture(Owning):
 
 
 class CapturedStream(Owning):
-    """A `PacketStream` that records what goes through another one. Made by `Capture.wrap`.
+    """A `PacketStream` that records the frames of another one. Made by `Capture.wrap`.
 
-    Methods do, raise and return what those of the other one do. A frame is recorded when it was read, or when it was
-    written: those that were refused are not in the file, and of a batch whose writing was cancelled or ended by an error
-    that concerns all of it, such as a link that is down, none is.
+    Its methods do, return and raise what those of the other stream do. A frame is recorded after it was read or written.
+    Refused frames are not in the file. If a batch is cancelled, or ends early with an error such as LinkDownError, none
+    of its frames is in the file.
     """
 
     __slots__ = ("_capture", "_header_size", "_mode", "_number", "_queue", "_skip", "_stream")
@@ -287,7 +288,7 @@ class CapturedStream(Owning):
         self._number = number
         self._queue = queue
         self._mode = mode
-        #: Bytes in front of everything else.
+        #: Bytes of packet information in front of each frame.
         self._skip = skip
         self._header_size = header_size
 
@@ -306,23 +307,23 @@ class CapturedStream(Owning):
         return bool(self._stream.closed)
 
     async def aclose(self) -> None:
-        """Closes the stream, and not the capture."""
+        """Closes the stream. The capture stays open."""
         await self._stream.aclose()
 
     async def read_frame(self) -> bytes:
-        """The next frame. Cancelling loses none."""
+        """Waits for the next frame and returns it. Cancelling loses no frame."""
         frame: bytes = await self._stream.read_frame()
         self._record([frame], INBOUND)
         return frame
 
     async def read_frames(self, *limit: int, **named: int) -> list[bytes]:
-        """At least one frame, and as many more as are there, up to *limit*. Cancelling loses none."""
+        """Waits for at least one frame and returns the available ones, at most *limit*. Cancelling loses no frame."""
         frames: list[bytes] = await self._stream.read_frames(*limit, **named)
         self._record(frames, INBOUND)
         return frames
 
     def read_frame_nowait(self) -> bytes:
-        """The next frame, or BlockingIOError when there is none."""
+        """Returns the next frame without waiting. Raises BlockingIOError if there is none."""
         frame: bytes = self._stream.read_frame_nowait()
         self._record([frame], INBOUND)
         return frame
@@ -333,7 +334,7 @@ class CapturedStream(Owning):
         return frames
 
     def __aiter__(self) -> Self:
-        """Frames as they come, until the stream is closed here."""
+        """Iterates over the frames until the stream is closed here."""
         return self
 
     async def __anext__(self) -> bytes:
@@ -343,12 +344,12 @@ class CapturedStream(Owning):
             raise StopAsyncIteration from None
 
     async def write_frame(self, frame: Frame) -> None:
-        """Writes one frame, whole or, when cancelled, not at all."""
+        """Writes one frame. When cancelled, the frame was written whole or not at all."""
         await self._stream.write_frame(frame)
         self._record([frame], OUTBOUND)
 
     async def write_frames(self, frames: Iterable[Frame]) -> None:
-        """Writes what can be written, in order, and reports what was refused in one InvalidFrameError."""
+        """Writes all frames that it can, in order, and reports the refused ones in one InvalidFrameError."""
         batch = as_batch(frames)
         try:
             await self._stream.write_frames(batch)
@@ -358,7 +359,7 @@ class CapturedStream(Owning):
         self._record(batch, OUTBOUND)
 
     def write_frame_nowait(self, frame: Frame) -> None:
-        """Writes one frame, or raises BlockingIOError when there is no room for it now."""
+        """Writes one frame without waiting. Raises BlockingIOError if the send buffer is full."""
         self._stream.write_frame_nowait(frame)
         self._record([frame], OUTBOUND)
 
@@ -374,7 +375,7 @@ class CapturedStream(Owning):
             self._capture._record(plain, self._number, self._queue, direction)
 
     def _plain(self, frame: Frame) -> Sequence[Buffer]:
-        """What a frame looks like on a wire, in memory that nobody changes."""
+        """The frame as it would look on a cable, in buffers that do not change later."""
         pieces = frame if isinstance(frame, (list, tuple)) else (frame,)
         data = b"".join(map(bytes, pieces))
         if self._skip:
@@ -383,7 +384,7 @@ class CapturedStream(Owning):
             return [data]
         try:
             return segment(data, self._mode, header_size=self._header_size)
-        except InvalidFrameError:  # a super-frame within a tunnel: as one packet
+        except InvalidFrameError:  # segment() does not know super-frames inside UDP tunnels: store it as one packet
             return [data[self._header_size :]]
 
 
@@ -392,7 +393,7 @@ def _label(file: File) -> str:
 
 
 def _report(file: File, error: OSError) -> None:
-    _logger.warning("the capture to %s has ended: %s; frames pass as before", _label(file), error.strerror)
+    _logger.warning("the capture to %s ended with an error: %s; the traffic continues", _label(file), error.strerror)
 
 
 def _set_done(done: asyncio.Future[None]) -> None:

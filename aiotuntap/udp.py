@@ -1,7 +1,7 @@
-"""Datagrams in batches: the other half of a tunnel, with the life cycle and the guarantees of a queue.
+"""UDP datagrams in batches, for the network side of a tunnel. A `UdpStream` opens, closes and fails as a queue does.
 
-Datagrams of one size that follow each other leave in one message (UDP_SEGMENT), and what the kernel received as one
-(UDP_GRO) is handed out as the datagrams that it was. See udp(7).
+Consecutive datagrams of one size are sent in one message (UDP_SEGMENT). The kernel may also receive several datagrams in
+one message (UDP_GRO); the reader gets the single datagrams. See udp(7).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import errno
 import os
 import socket
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -18,47 +17,58 @@ from types import TracebackType
 from typing import Any, NoReturn, Self, cast
 
 from . import _engine
-from ._address import Address, AnyAddress, pack, split
+from ._address import Address, AnyAddress, split, to_text
 from ._batch import size_of
-from ._datagrams import IP_PKTINFO, SOL_UDP, UDP_GRO, UDP_SEGMENT, send_pieces
+from ._datagrams import send_pieces
 from ._descriptor import DescriptorStream
-from ._errors import DeviceGoneError, InvalidFrameError, LinkDownError, QueueClosedError, cannot
+from ._errors import DeviceGoneError, InvalidFrameError, LinkDownError, QueueClosedError, closed, not_open
 from ._frames import LOOK, MOST, WRONG_THREAD, keep_freed_memory
-from ._netns import enter, parse_namespace
+from ._netns import parse_namespace
 from ._reader import DEFAULT_LIMIT, READ_BUFFER, parse_read_buffer
 from ._threads import collect, run_in_thread
 from ._turns import Turns
 from ._types import Frame, Stats
+from ._udp_socket import (
+    SocketOptions,
+    address_of,
+    check_names,
+    has_gso,
+    make_socket,
+    pack_mark,
+    set_mark,
+    turn_on_gro,
+)
 
 __all__ = ["Address", "AnyAddress", "UdpStats", "UdpStream"]
 
-# Bytes that are enough for one batch, and that the kernel is asked to keep either way while nobody takes them.
+# Reading stops when a batch has this many bytes.
 _ENOUGH = 1 << 18
-_ROOM = 1 << 22
 
-# SO_MARK is without a sign, and what Python makes of a number is not.
-_MARK = struct.Struct("=I")
-
-# What fits into a datagram of each family.
+# Largest payload of a datagram, in bytes.
 _LARGEST = {socket.AF_INET: 65507, socket.AF_INET6: 65527}
 
-# Addresses that are kept, so that a sender's is made once. All are forgotten when there are more.
+# Sender addresses to cache. The cache is emptied when it is full.
 _MOST_ADDRESSES = 4096
 
-# Seconds for which datagrams leave one by one that could not leave together.
+# After a message with several datagrams was refused, datagrams are sent one by one for this many seconds.
 _PAUSE = 10.0
 
-# Datagrams in one message. Linux 5.10 counts the headers too, and so has no room for the last one.
+# Seconds between two tries while the kernel has no memory for a datagram (ENOBUFS). It says that the socket is writable
+# meanwhile, so that waiting for that would be no pause.
+_MEMORY_PAUSE = 0.01
+
+# Datagrams in one message. Linux 5.10 includes the headers in its limit, and takes one datagram less.
 _MOST_IN_RUN, _MOST_IN_OLD_RUN = 64, 63
 
-# What the kernel answers where datagrams cannot leave together: the device cannot complete checksums (EIO), or they are
-# larger than the way takes.
+# The kernel refuses a message with several datagrams: the device cannot complete checksums (EIO), or the datagrams are
+# larger than the path MTU.
 _NOT_TOGETHER = (errno.EIO, errno.EINVAL, errno.EMSGSIZE)
 
-# What it answers where the own address that a datagram is to leave from is gone.
+# The local address that a datagram must be sent from does not exist any more.
 _NOT_OWN = (errno.EINVAL, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENODEV)
 
-# What an ICMP error becomes. The kernel reports it once, to whatever is called next, which then did nothing.
+# Errors that may come from an ICMP message. The kernel reports each of them once, to the next call on the socket. That
+# call then does nothing else, and has to be made again.
 _ICMP = (
     errno.ECONNREFUSED,
     errno.EHOSTUNREACH,
@@ -71,11 +81,11 @@ _ICMP = (
     errno.EHOSTDOWN,
     errno.ENONET,
 )
-# So many times a call is repeated that an ICMP error kept from doing anything.
+# How many times a call is made while ICMP errors interrupt it.
 _TRIES = 4
 
-# There is no way to that address now.
-_NO_WAY = (
+# The address cannot be reached now.
+_NO_ROUTE = (
     errno.ENETUNREACH,
     errno.EHOSTUNREACH,
     errno.ENETDOWN,
@@ -88,17 +98,19 @@ _NO_WAY = (
 _REFUSED = (errno.EINVAL, errno.EMSGSIZE, errno.EPERM, errno.EACCES, errno.EFAULT, errno.EAFNOSUPPORT)
 _DEAD = (errno.EBADF, errno.ENOTSOCK)
 
+_NO_REMOTE = "this UdpStream has no remote: use read_datagrams and write_datagrams"
+
 
 @dataclass(frozen=True, slots=True)
 class UdpStats(Stats):
-    """What went through a `UdpStream`: frames are datagrams, and super-frames messages with several of them."""
+    """Counters of a `UdpStream`. Frames are datagrams; super-frames are messages with several datagrams."""
 
-    #: ICMP errors that came back for what had been sent.
+    #: ICMP errors received for datagrams that were sent.
     icmp_errors: int = 0
 
 
 class _Addresses(dict[bytes, Address]):
-    """Senders by the bytes of their address."""
+    """A cache of sender addresses. The key is the address as bytes."""
 
     def __missing__(self, data: bytes) -> Address:
         if len(self) >= _MOST_ADDRESSES:
@@ -110,36 +122,37 @@ class _Addresses(dict[bytes, Address]):
 class UdpStream(DescriptorStream[Any]):
     """A UDP socket as an asynchronous stream of datagrams, read and written in batches.
 
-    With *remote*, it is a `PacketStream`, and this is one half of a tunnel::
+    With *remote*, it is a `PacketStream`. This is one direction of a tunnel::
 
         async with AsyncTuntap("vpn0", mode="tun") as tun, UdpStream(":51820", "192.0.2.1:51820") as udp:
             while True:
                 await udp.write_frames(await tun.queues[0].read_frames())
 
-    Without, datagrams come and go with their addresses (`read_datagrams`, `write_datagrams`), and a reply leaves from
-    the address that it was sent to.
+    Without *remote*, datagrams are read and written with their addresses (`read_datagrams`, `write_datagrams`). A reply
+    is sent from the local address that the request was sent to.
 
-    Nothing that comes from the network ends the stream. An ICMP error is counted (`UdpStats.icmp_errors`) and whatever
-    it interrupted is done again. What the kernel says of a datagram that is being written is raised, as a queue would:
-    InvalidFrameError where it refuses this one (larger than the way takes, forbidden by a firewall) and LinkDownError
-    where there is no route now. As over any UDP socket, what was written may be lost on the way.
+    Nothing that is received from the network ends the stream. An ICMP error is counted (`UdpStats.icmp_errors`), and the
+    call that it interrupted is repeated. If the kernel refuses a datagram, writing raises what a queue raises:
+    InvalidFrameError if this datagram cannot be sent (too large for the path MTU, or forbidden by a firewall), and
+    LinkDownError if there is no route now. UDP is unreliable: datagrams that were written may still be lost.
 
     Args:
-        local: Where to receive: ``"192.0.2.1:51820"``, ``"[fd00::1]:51820"``, ``":51820"`` (all own addresses of both
-            families, or of that of *remote*), or a tuple of host and port. Port 0, or nothing at all, lets the kernel
-            choose.
-        remote: The only address to send to and receive from, or None.
+        local: Local address: ``"192.0.2.1:51820"``, ``"[fd00::1]:51820"``, or a tuple of host and port.
+            ``":51820"`` means all local addresses, of the address family of *remote* or else of both families. With
+            port 0 or an empty string, the kernel chooses the port.
+        remote: The only address to send to and to receive from, or None.
         netns: Network namespace of the socket: a name as in ``ip netns``, or a path such as ``/proc/PID/ns/net``.
-        read_buffer: Datagrams that are kept in user space: a full buffer stops reading, and reading resumes when it has
-            fallen to a quarter, or to the second number of a pair ``(high, low)``. It may be exceeded by one message.
-            A buffer that holds 4 MiB is full as well.
-        gso: Send several datagrams in one message (UDP_SEGMENT) where that is possible.
+        read_buffer: Datagrams to keep in user space. Reading from the kernel stops when the buffer is full, which it also is
+            when it holds 4 MiB. Reading resumes when a quarter is left, or *low* datagrams if this is a pair
+            ``(high, low)``. One message with several datagrams may exceed the limit.
+        gso: Send several datagrams in one message (UDP_SEGMENT) where possible.
         gro: Receive several datagrams in one message (UDP_GRO).
-        reuse_port: Let several sockets share the address; the kernel spreads the flows (SO_REUSEPORT).
-        mark: That of each datagram, for the choice of a route (SO_MARK). It takes CAP_NET_ADMIN.
+        reuse_port: Let several sockets share the address (SO_REUSEPORT). The kernel distributes the flows among them.
+        mark: Mark of each datagram, for policy routing and firewalls (SO_MARK). Requires CAP_NET_ADMIN.
 
     Raises:
-        ValueError, TypeError: An argument makes no sense by itself. Nothing was opened.
+        ValueError: An argument has an invalid value. Nothing was opened.
+        TypeError: An argument has the wrong type. Nothing was opened.
     """
 
     __slots__ = (
@@ -149,13 +162,12 @@ class UdpStream(DescriptorStream[Any]):
         "_gso",
         "_icmp_errors",
         "_local",
-        "_mark",
         "_most",
-        "_names",
         "_netns",
+        "_options",
+        "_out_of_memory",
         "_received_together",
         "_remote",
-        "_reuse_port",
         "_sock",
         "_super_frames",
     )
@@ -174,19 +186,20 @@ class UdpStream(DescriptorStream[Any]):
         reuse_port: bool = False,
         mark: int | None = None,
     ) -> None:
-        # Until it is open it belongs to no thread, and so whoever uses it is told.
+        # No thread has the number 0. So every use before open() raises.
         self._thread = self._max_frame = 0
         self._fd = -1
         self._closed = False
         self._turns = Turns()
         self._engine = _engine.engine
-        self._names = split(local), None if remote is None else split(remote)
-        _check_families(*self._names)
+        names = split(local), None if remote is None else split(remote)
+        check_names(*names)
         if mark is not None:
-            _pack_mark(mark)
+            pack_mark(mark)
+        self._options = SocketOptions(*names, reuse_port, mark)
         self._high, self._low = parse_read_buffer(read_buffer)
         self._netns = None if netns is None else parse_namespace(netns)
-        self._gso, self._gro, self._reuse_port, self._mark = gso, gro, reuse_port, mark
+        self._gso, self._gro = gso, gro
         self._local: Address | None = None
         self._remote: Address | None = None
 
@@ -195,21 +208,25 @@ class UdpStream(DescriptorStream[Any]):
     async def open(self) -> Self:
         """Opens the socket and returns the object itself.
 
-        Cancelled or failed, it leaves nothing behind.
+        If it fails or is cancelled, no socket is left open.
 
         Raises:
-            SetupError: The address is not one of this machine or is taken, there is no route to *remote*, or a right is
-                missing. ``errno`` is the kernel's; also a PermissionError where that is what it is.
+            SetupError: The local address does not exist here or is in use, there is no route to *remote*, or a
+                privilege is missing. ``errno`` is the kernel's. It is also a PermissionError for EPERM and EACCES.
             ValueError: A link-local address names an interface that does not exist.
+            QueueClosedError: `aclose` was called while this waited.
+            RuntimeError: The stream was opened or closed before.
         """
         if self._thread:
             raise RuntimeError("this UdpStream was opened before: make a new one")
         if self._closed:
             raise RuntimeError("this UdpStream was closed before it was opened: make a new one")
-        sock = await run_in_thread(self._make_socket, undo=socket.socket.close)
+        sock = await run_in_thread(lambda: make_socket(self._options, self._netns), undo=socket.socket.close)
         if self._closed or self._thread:
             sock.close()
-            raise QueueClosedError("this UdpStream was closed, or opened, while it was being opened")
+            if self._closed:
+                raise QueueClosedError("this UdpStream was closed while open() was running")
+            raise RuntimeError("open() was called twice at the same time on this UdpStream")
         self._sock = sock
         try:
             self._begin(sock)
@@ -225,65 +242,32 @@ class UdpStream(DescriptorStream[Any]):
             _LARGEST[socket.AddressFamily(sock.family)],
             (self._high, self._low),
         )
-        self._local = _address(sock.getsockname())
-        self._remote = None if self._names[1] is None else _address(sock.getpeername())
+        self._gro = self._gro and turn_on_gro(sock)
+        self._gso = self._gso and has_gso(sock)
+        self._local = address_of(sock.getsockname())
+        self._remote = None if self._options.remote is None else address_of(sock.getpeername())
         self._addresses = None if self._remote else _Addresses()
-        #: Where datagrams could not leave together: bytes of the largest that can, and when more is tried again.
+        #: Destinations that refused a message with several datagrams: the largest datagram, in bytes, that may still be
+        #: sent together with others, and until when.
         self._apart: dict[bytes | None, tuple[int, float]] = {}
-        #: Datagrams that are sent in one call at most.
+        #: The most datagrams to send in one call.
         self._most = MOST
-        #: Datagrams in each message of several, when `_pull` last met one; 0 if it left the next one where it was.
+        #: Datagrams in each message of several, when `_pull` last received one; 0 if it left the next one in the kernel.
         self._received_together = 0
         #: As in `Stats`: super-frames read, segments made, super-frames written, frames coalesced, super-frames refused.
         self._super_frames = [0] * 5
         self._icmp_errors = 0
+        #: Whether `_write_closely` returned EAGAIN for lack of memory, and not for lack of room in the send buffer.
+        self._out_of_memory = False
         keep_freed_memory()
         self._resume()
 
-    def _make_socket(self) -> socket.socket:
-        """The socket, bound and connected. It blocks, and stays in another namespace: for a thread of its own."""
-        (host, port), remote = self._names
-        enter(self._netns)
-        families = [_family_of(name) for name in (host, remote[0] if remote else "") if name]
-        both = not families
-        try:
-            sock = socket.socket(families[0] if families else socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        except OSError as error:
-            if not both or error.errno != errno.EAFNOSUPPORT:
-                raise cannot("make a UDP socket", error) from error
-            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        try:
-            self._set_options(sock, both)
-            _try(f"bind {host or '*'}:{port}", sock.bind, _sockaddr(sock, host, port))
-            if remote is not None:
-                _try(f"send to {remote[0]}:{remote[1]}", sock.connect, _sockaddr(sock, *remote))
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    def _set_options(self, sock: socket.socket, both: bool) -> None:
-        is_v6 = sock.family == socket.AF_INET6
-        if is_v6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
-        if self._reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if self._mark is not None:
-            _set_mark(sock, self._mark)
-        for forced, option in ((32, socket.SO_SNDBUF), (33, socket.SO_RCVBUF)):  # SO_SNDBUFFORCE, SO_RCVBUFFORCE
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, forced, _ROOM)
-            except PermissionError:
-                sock.setsockopt(socket.SOL_SOCKET, option, _ROOM)  # as much as net.core.[rw]mem_max allows
-        self._gro = self._gro and _has_option(sock, SOL_UDP, UDP_GRO, 1)
-        self._gso = self._gso and _has_option(sock, SOL_UDP, UDP_SEGMENT, 0)
-        if self._names[1] is None:
-            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
-            if is_v6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-
     async def aclose(self) -> None:
-        """Closes the socket. Who waits gets QueueClosedError. Closing twice is harmless."""
+        """Closes the socket. Waiting readers and writers get QueueClosedError. Closing twice is harmless.
+
+        Raises:
+            RuntimeError: Called from another thread or event loop than the one that opened it.
+        """
         if self._closed:
             return
         if not self._thread:
@@ -294,7 +278,7 @@ class UdpStream(DescriptorStream[Any]):
         self._release()
 
     def _release(self) -> None:
-        self._shut(QueueClosedError("this UdpStream is closed"))
+        self._shut(_closed())
         self._sock.close()
 
     async def __aenter__(self) -> Self:
@@ -311,10 +295,14 @@ class UdpStream(DescriptorStream[Any]):
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"fd={self._fd}" if self._thread else "not open"
-        way = f"{self._local or _text(self._names[0])}"
-        if self._names[1] is not None:
-            way += f" to {self._remote or _text(self._names[1])}"
-        return f"<UdpStream {way} {state}>"
+        addresses = f"{self._local or to_text(*self._options.local)}"
+        if self._options.remote is not None:
+            addresses += f" to {self._remote_text()}"
+        return f"<UdpStream {addresses} {state}>"
+
+    def _remote_text(self) -> str:
+        assert self._options.remote is not None
+        return str(self._remote or to_text(*self._options.remote))
 
     # -- what it is ----------------------------------------------------------------------------------------------------
 
@@ -325,22 +313,26 @@ class UdpStream(DescriptorStream[Any]):
 
     @property
     def local(self) -> Address:
-        """The address that it is bound to. RuntimeError before it is open."""
+        """The local address, with the port that the kernel chose.
+
+        Raises:
+            RuntimeError: The stream is not open yet.
+        """
         if self._local is None:
             self._wrong_caller()
         return self._local
 
     @property
     def remote(self) -> Address | None:
-        """The only address that it sends to and receives from, once it is open; or None."""
+        """The only address that it sends to and receives from. None without *remote*, and before it is open."""
         return self._remote
 
     @property
     def stats(self) -> UdpStats:
-        """What went through since it was opened, as a new snapshot. Datagrams count when they leave the kernel.
+        """Counters since it was opened, as a new snapshot. A received datagram is counted when it leaves the kernel.
 
-        ``super_frames_refused`` are messages that the kernel did not take while it took their datagrams one by one; for
-        ten seconds, datagrams of that size are then sent to that address one by one.
+        ``super_frames_refused`` counts messages of several datagrams that the kernel refused, although it took their
+        datagrams one by one. Datagrams of that size to that address are then sent one by one for ten seconds.
         """
         if not self._thread:
             return UdpStats()
@@ -348,14 +340,18 @@ class UdpStream(DescriptorStream[Any]):
         return UdpStats(*[*counts, *self._super_frames, self._icmp_errors])
 
     async def set_mark(self, mark: int) -> None:
-        """Sets the mark of datagrams from now on (SO_MARK); 0 is none.
+        """Sets the mark of all datagrams that are sent from now on (SO_MARK). 0 means no mark.
 
         Raises:
-            SetupError: It takes CAP_NET_ADMIN.
-            ValueError: *mark* is not a number of 32 bits.
+            SetupError: CAP_NET_ADMIN is missing.
+            ValueError: *mark* is not a number from 0 to 0xFFFFFFFF.
+            QueueClosedError: The stream was closed here.
+            RuntimeError: It is not open, or belongs to another thread or event loop.
         """
         self._check_loop()
-        _set_mark(self._sock, mark)
+        if self._closed:
+            raise _closed()
+        set_mark(self._sock, mark)
 
     def _check_loop(self) -> None:
         if not self._thread or asyncio.get_running_loop() is not self._loop:
@@ -363,14 +359,16 @@ class UdpStream(DescriptorStream[Any]):
 
     def _wrong_caller(self) -> NoReturn:
         if not self._thread:
-            raise RuntimeError(f"{self!r}: use 'async with', or await open()")
+            if self._closed:
+                raise _closed()
+            raise not_open(repr(self))
         super()._wrong_caller()
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def _pull(self, limit: int) -> None:
         if self._buffer and limit < self._received_together:
-            self._received_together = 0  # a second time in a row, it is read all the same
+            self._received_together = 0  # the next call reads even if the message may exceed the limit
             return
         for _ in range(_TRIES):
             frames, number, messages, segments, lost = self._engine.receive_batch(
@@ -385,7 +383,7 @@ class UdpStream(DescriptorStream[Any]):
                 return
 
     def _pull_one(self) -> None:
-        self._pull(self._batch)  # with messages of many datagrams, to ask for one is to ask too often
+        self._pull(self._batch)  # a message may hold many datagrams: asking for one at a time would be slow
 
     def _buffered_bytes(self) -> int:
         return super()._buffered_bytes() if self._addresses is None else sum(len(data) for data, _ in self._buffer)
@@ -395,16 +393,16 @@ class UdpStream(DescriptorStream[Any]):
             self._fail(self._failure(number))
         else:
             self._watch_again()
-            self._icmp_errors += 1  # there may be datagrams behind it
+            self._icmp_errors += 1  # not the end: datagrams may follow
 
     async def read_frame(self) -> bytes:
         """Waits for the next datagram and returns it.
 
-        Several tasks may read; they are served in the order they asked, each datagram to one of them. Cancelling loses
-        none.
+        Several tasks may read. They are served in the order in which they called, and each datagram goes to one of
+        them. Cancelling loses no datagram.
 
         Raises:
-            QueueClosedError: The stream was closed here, before or meanwhile.
+            QueueClosedError: The stream was closed here, before or during the call.
             RuntimeError: It has no *remote*, is not open, or belongs to another thread or event loop.
         """
         self._check_remote()
@@ -412,12 +410,12 @@ class UdpStream(DescriptorStream[Any]):
         return frame
 
     async def read_frames(self, limit: int = DEFAULT_LIMIT) -> list[bytes]:
-        """Waits for at least one datagram and returns all that are there, in order, *limit* at most.
+        """Waits for at least one datagram and returns the datagrams that are available, in order, at most *limit*.
 
-        A batch also ends when it has 256 KiB. Cancelling loses no datagram. A *limit* over 4096 is one of 4096.
+        A batch also ends when it has 256 KiB. A *limit* over 4096 counts as 4096. Cancelling loses no datagram.
 
         Raises:
-            QueueClosedError: The stream was closed here, before or meanwhile.
+            QueueClosedError: The stream was closed here, before or during the call.
             RuntimeError: It has no *remote*, is not open, or belongs to another thread or event loop.
             ValueError: *limit* is not a whole number of at least 1.
         """
@@ -425,10 +423,10 @@ class UdpStream(DescriptorStream[Any]):
         return await super().read_frames(limit)
 
     def read_frame_nowait(self) -> bytes:
-        """Returns a datagram that is there already, in the buffer or in the kernel.
+        """Returns the next datagram without waiting, from the buffer or from the kernel.
 
         Raises:
-            BlockingIOError: There is none, or other tasks are waiting for it already.
+            BlockingIOError: No datagram is available, or other tasks already wait for one.
             QueueClosedError: The stream was closed here.
             RuntimeError: It has no *remote*, is not open, or belongs to another thread.
         """
@@ -437,10 +435,10 @@ class UdpStream(DescriptorStream[Any]):
         return frame
 
     def read_frames_nowait(self, limit: int = DEFAULT_LIMIT) -> list[bytes]:
-        """Returns the datagrams that are there already: at least one, *limit* at most.
+        """Returns the datagrams that are available without waiting: at least one, at most *limit*.
 
         Raises:
-            BlockingIOError: There is none, or other tasks are waiting for it already.
+            BlockingIOError: No datagram is available, or other tasks already wait for one.
             QueueClosedError: The stream was closed here.
             RuntimeError: It has no *remote*, is not open, or belongs to another thread.
             ValueError: *limit* is not a whole number of at least 1.
@@ -449,13 +447,14 @@ class UdpStream(DescriptorStream[Any]):
         return super().read_frames_nowait(limit)
 
     async def read_datagrams(self, limit: int = DEFAULT_LIMIT) -> list[tuple[bytes, Address]]:
-        """Waits for at least one datagram and returns all that are there, each with the address of its sender.
+        """Waits for at least one datagram and returns the available ones, each with the address of its sender.
 
-        As `read_frames`, for a stream without *remote*. Given back to `write_datagrams`, the address makes a reply
-        leave from where the datagram came to.
+        For a stream without *remote*; otherwise like `read_frames`: in order, at most *limit*, and cancelling loses no
+        datagram. Pass the address to `write_datagrams` to reply: the reply is sent from the local address that the
+        datagram was sent to.
 
         Raises:
-            QueueClosedError: The stream was closed here, before or meanwhile.
+            QueueClosedError: The stream was closed here, before or during the call.
             RuntimeError: It has a *remote*, is not open, or belongs to another thread or event loop.
             ValueError: *limit* is not a whole number of at least 1.
         """
@@ -463,10 +462,10 @@ class UdpStream(DescriptorStream[Any]):
         return await super().read_frames(limit)
 
     def read_datagrams_nowait(self, limit: int = DEFAULT_LIMIT) -> list[tuple[bytes, Address]]:
-        """Returns the datagrams that are there already, with their senders: at least one, *limit* at most.
+        """Returns the datagrams that are available without waiting, with their senders: at least one, at most *limit*.
 
         Raises:
-            BlockingIOError: There is none, or other tasks are waiting for it already.
+            BlockingIOError: No datagram is available, or other tasks already wait for one.
             QueueClosedError: The stream was closed here.
             RuntimeError: It has a *remote*, is not open, or belongs to another thread.
             ValueError: *limit* is not a whole number of at least 1.
@@ -475,47 +474,50 @@ class UdpStream(DescriptorStream[Any]):
         return super().read_frames_nowait(limit)
 
     def _check_remote(self) -> None:
-        if self._names[1] is None:
-            raise RuntimeError("this UdpStream has no remote: use read_datagrams and write_datagrams")
+        if self._options.remote is None:
+            raise RuntimeError(_NO_REMOTE)
 
     def _check_no_remote(self, instead: str) -> None:
-        if self._names[1] is not None:
-            raise RuntimeError(f"this UdpStream has a remote, {self._remote or _text(self._names[1])}: use {instead}")
+        if self._options.remote is not None:
+            raise RuntimeError(f"this UdpStream has a remote, {self._remote_text()}: use {instead}")
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
     async def write_datagrams(self, datagrams: Iterable[Frame], address: AnyAddress) -> None:
-        """Sends every datagram that it can to *address*, in order. As `write_frames`, for a stream without *remote*.
+        """Sends all datagrams that it can to *address*, in order. For a stream without *remote*.
+
+        Waits for room in the send buffer. When cancelled, each datagram was sent whole or not at all, in order up to
+        some point.
 
         Args:
-            datagrams: Each a bytes-like object, or a list or tuple of them that together are one datagram.
-            address: As it came from `read_datagrams`, which costs nothing, or as for `Address`.
+            datagrams: Each is a bytes-like object, or a list or tuple of them that together are one datagram.
+            address: An `Address` from `read_datagrams`, which is fastest, or what `Address` takes.
 
         Raises:
-            InvalidFrameError: Some datagrams were refused: ``indexes`` says which. All others were sent.
-            LinkDownError: There is no route to it now. Sending ended at once; a note on the exception says where.
-            QueueClosedError: The stream was closed here. The note says where sending ended.
+            InvalidFrameError: The kernel refused some datagrams: ``indexes`` says which. All others were sent.
+            LinkDownError: There is no route to *address* now. Sending ended at once; a note on the exception says where.
+            QueueClosedError: The stream was closed here. A note says where sending ended.
             RuntimeError: It has a *remote*, is not open, or belongs to another thread or event loop.
-            TypeError: One of them is not a datagram. The note says which.
-            ValueError: *address* is not one.
+            TypeError: One of *datagrams* is not a datagram. A note says which.
+            ValueError: *address* is not an address.
         """
         self._check_no_remote("write_frames")
         await self._write_all(datagrams, Address(address))
 
     def write_datagrams_nowait(self, datagrams: Iterable[Frame], address: AnyAddress) -> int:
-        """Sends datagrams to *address* from the front, in order, as far as that goes without waiting.
+        """Sends datagrams to *address* in order, until one cannot be sent without waiting.
 
         Returns:
-            How many were taken: all of them, unless the send buffer is full. A datagram that is refused was not taken,
-            and neither were those behind it; it raises when it is the first one.
+            How many were sent. It is fewer than all where the send buffer is full, or where a datagram is refused.
+            A refused datagram raises if it is the first one.
 
         Raises:
             InvalidFrameError: The kernel refuses the first datagram.
-            LinkDownError: There is no route to it now.
+            LinkDownError: There is no route to *address* now.
             QueueClosedError: The stream was closed here.
             RuntimeError: It has a *remote*, is not open, or belongs to another thread.
-            TypeError: The first one is not a datagram.
-            ValueError: *address* is not one.
+            TypeError: The first of *datagrams* is not a datagram.
+            ValueError: *address* is not an address.
         """
         self._check_no_remote("write_frames_nowait")
         return self._write_front(datagrams, Address(address))
@@ -528,7 +530,7 @@ class UdpStream(DescriptorStream[Any]):
         if tried == _MOST_IN_RUN and number == errno.EINVAL and self._most == MOST:
             self._most = _MOST_IN_OLD_RUN
             return sent, 0
-        if tried > 1 and number == errno.EMSGSIZE and to is None:  # an ICMP error would be told once
+        if tried > 1 and number == errno.EMSGSIZE and to is None:  # an ICMP error is reported only once: try again
             again, number, tried = self._send(frames, start + sent, tried, together, to)
             sent += again
             self._icmp_errors += number != errno.EMSGSIZE
@@ -537,7 +539,14 @@ class UdpStream(DescriptorStream[Any]):
             if alone:
                 self._send_apart(number, size_of(frames[start + sent]), to)
             sent, number = sent + alone, other
-        return sent, errno.EAGAIN if number == errno.ENOBUFS else number
+        return sent, number
+
+    async def _wait_writable(self) -> None:
+        if not self._out_of_memory:
+            await super()._wait_writable()
+            return
+        self._check_loop()
+        await asyncio.sleep(_MEMORY_PAUSE)
 
     def _send(
         self, frames: Sequence[Frame], start: int, most: int, together: int, to: bytes | None
@@ -551,12 +560,12 @@ class UdpStream(DescriptorStream[Any]):
         return sent, number, tried
 
     def _note(self, number: int) -> None:
-        """What sending was answered: an error that the socket reported is reported to nobody else."""
+        """Looks at the result of sending. The kernel reports a socket's error once: here, or to the event loop."""
         if number > 0 and number != errno.EAGAIN:
             self._watch_again()
 
     def _most_together(self, to: bytes | None) -> int:
-        """Bytes of the largest datagram that leaves together with others."""
+        """Size in bytes of the largest datagram that may be sent together with others."""
         if to in self._apart:
             size, until = self._apart[to]
             if monotonic() < until:
@@ -565,7 +574,7 @@ class UdpStream(DescriptorStream[Any]):
         return self._max_frame
 
     def _send_apart(self, number: int, size: int, to: bytes | None) -> None:
-        """Datagrams of so many bytes cannot leave together there now, though each can."""
+        """Remembers that the kernel sends datagrams of *size* bytes there one by one, but not together."""
         self._super_frames[4] += 1
         if len(self._apart) >= _MOST_ADDRESSES:
             self._apart.clear()
@@ -579,20 +588,22 @@ class UdpStream(DescriptorStream[Any]):
             return errno.EBADF
         if number == LOOK and size > self._max_frame:
             self._frames_refused += 1
-            raise InvalidFrameError(f"a datagram of {size} bytes: there can be {self._max_frame} at most")
+            raise InvalidFrameError(f"a datagram must have at most {self._max_frame} bytes, not {size}")
+        self._out_of_memory = False
         if number == errno.EAGAIN or number in _DEAD:
             return number
         self._note(number)
         pieces: Any = frame if isinstance(frame, (list, tuple)) else [frame]
-        way = cast("Address | None", to)
+        address = cast("Address | None", to)
         for _ in range(_TRIES):
-            if way is not None and number in _NOT_OWN:
-                way = way.remote
-            before, number = number, send_pieces(self._sock, pieces, way)
+            if address is not None and number in _NOT_OWN:
+                address = address.remote  # without the local address
+            before, number = number, send_pieces(self._sock, pieces, address)
             self._note(number)
-            if way is None and before in _ICMP and number != before:
+            if address is None and before in _ICMP and number != before:
                 self._icmp_errors += 1
             if number in (0, errno.EAGAIN, errno.ENOBUFS):
+                self._out_of_memory = number == errno.ENOBUFS
                 return number and errno.EAGAIN
             if number not in (*_ICMP, *_NOT_OWN):
                 break
@@ -607,13 +618,17 @@ class UdpStream(DescriptorStream[Any]):
         cause = OSError(number, os.strerror(number))
         error: Exception
         if self._closed:
-            error = QueueClosedError("this UdpStream is closed")
+            error = _closed()
         elif number in _DEAD:
-            error = DeviceGoneError(number, "the socket of this UdpStream was closed by something else")
+            error = DeviceGoneError(
+                number, "other code has closed the descriptor of this UdpStream: only aclose() may close it"
+            )
         elif number in (errno.EDESTADDRREQ, errno.ENOTCONN):
-            error = RuntimeError("this UdpStream has no remote: use read_datagrams and write_datagrams")
-        elif number in _NO_WAY:
-            error = LinkDownError(number, f"cannot send it now: {cause.strerror}; try again when there is a route")
+            error = RuntimeError(_NO_REMOTE)
+        elif number in _NO_ROUTE:
+            error = LinkDownError(
+                number, f"cannot send the datagram now: {cause.strerror}; try again when there is a route"
+            )
         elif number in _REFUSED:
             error = InvalidFrameError(f"the kernel refuses the datagram: {cause.strerror}; {_reason(number)}")
         else:
@@ -622,76 +637,15 @@ class UdpStream(DescriptorStream[Any]):
         return error
 
 
+def _closed() -> QueueClosedError:
+    return closed("this UdpStream")
+
+
 def _reason(number: int) -> str:
     if number == errno.EMSGSIZE:
-        return "it is larger than the way takes"
+        return "it is larger than the path MTU: send smaller datagrams"
     if number in (errno.EPERM, errno.EACCES):
-        return "a firewall forbids it, or it goes to a broadcast address"
-    return "the address is not one that it can go to from here"
-
-
-def _family_of(host: str) -> socket.AddressFamily:
-    return pack(host.partition("%")[0], 0).family
-
-
-def _check_families(local: tuple[str, int], remote: tuple[str, int] | None) -> None:
-    if remote is None:
-        return
-    if not remote[0] or not remote[1]:
-        raise ValueError(f"remote {_text(remote)!r} must name a host and a port, as '192.0.2.1:51820'")
-    if local[0] and _family_of(local[0]) is not _family_of(remote[0]):
-        raise ValueError(f"local {_text(local)!r} and remote {_text(remote)!r} must be of one family, IPv4 or IPv6")
-
-
-def _text(name: tuple[str, int]) -> str:
-    host, port = name
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _address(name: tuple[Any, ...]) -> Address:
-    """What a socket tells of an address. Its text names an interface of the calling thread's namespace: the number counts."""
-    host = str(name[0]).partition("%")[0]
-    return pack(f"{host}%{name[3]}" if len(name) > 3 and name[3] else host, name[1])
-
-
-def _sockaddr(sock: socket.socket, host: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
-    if not host:
-        return "", port
-    address = pack(host, port)
-    return (address.host, port) if sock.family == socket.AF_INET else (host.partition("%")[0], port, 0, address.scope)
-
-
-def _set_mark(sock: socket.socket, mark: int) -> None:
-    _try(f"mark datagrams with {mark}", sock.setsockopt, socket.SOL_SOCKET, socket.SO_MARK, _pack_mark(mark))
-
-
-def _pack_mark(mark: int) -> bytes:
-    try:
-        return _MARK.pack(mark)
-    except struct.error:
-        raise ValueError(f"mark must be a number from 0 to 0xFFFFFFFF, not {mark!r}") from None
-
-
-def _has_option(sock: socket.socket, level: int, option: int, value: int) -> bool:
-    try:
-        sock.setsockopt(level, option, value)
-    except OSError:  # an older kernel
-        return False
-    return True
-
-
-_HINTS = {
-    errno.EADDRINUSE: "another program has it; choose another port, or reuse_port=True in both",
-    errno.EADDRNOTAVAIL: "it is not an address of this machine, or of this network namespace",
-    errno.EPERM: "it takes CAP_NET_ADMIN",
-    errno.EACCES: "a port below 1024 takes CAP_NET_BIND_SERVICE",
-    errno.ENETUNREACH: "there is no route to it",
-    errno.EHOSTUNREACH: "there is no route to it",
-}
-
-
-def _try(action: str, call: Any, *arguments: Any) -> None:
-    try:
-        call(*arguments)
-    except OSError as error:
-        raise cannot(action, error, _HINTS.get(error.errno or 0, "")) from error
+        return "a firewall forbids it, or the address is a broadcast address"
+    if number == errno.EAFNOSUPPORT:
+        return "an IPv4 socket cannot send to an IPv6 address"
+    return "this address cannot be reached from the local address of the socket"

@@ -3,7 +3,7 @@
 ``send NETNS ADDRESS SIZE COUNT FLOWS LIBRARY`` prints "ready", sends *COUNT* datagrams in each message, from *FLOWS* ports
 by turns, and ends by SIGTERM.
 ``count NETNS WARM_UP TIME PID LIBRARY`` prints how many came, in how many nanoseconds, and what process *PID* used.
-Who starts such a pair, this one or another, is told of it by `arrive`.
+`arrive` starts such a pair and returns the result.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from aiotuntap import AsyncTuntap, Offload, TuntapQueue
+from aiotuntap import AsyncTuntap, Mode, Offload, TuntapQueue
 
 from .lab import enter, open_tun
 from .native import Loops
@@ -30,7 +30,7 @@ async def _aiotuntap(how: Forwarder, left: str, right: str) -> None:
     def interface(name: str, netns: str) -> AsyncTuntap:
         return AsyncTuntap(
             name,
-            mode=how.mode,
+            mode=Mode(how.mode),
             netns=netns,
             vnet_header=how.offload == "passed",
             offload=Offload.NONE if how.offload == "none" else Offload.ALL,
@@ -43,7 +43,7 @@ async def _aiotuntap(how: Forwarder, left: str, right: str) -> None:
 
 
 async def _queue_between(how: Forwarder, left: str, right: str) -> None:
-    """What is written first: a callback reads a frame into a queue, a task takes it from there."""
+    """A simple forwarder: a callback puts each frame into an asyncio.Queue, and a task takes it from there."""
     fds = open_tun(LEFT, left), open_tun(RIGHT, right)
     loop = asyncio.get_running_loop()
 

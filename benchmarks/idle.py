@@ -1,4 +1,4 @@
-"""What queues cost that nobody uses, and what it costs to add and remove them."""
+"""The cost of idle queues, and of adding and removing queues."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 import os
 import socket
 import time
-from statistics import median
 from typing import TYPE_CHECKING
 
 from aiotuntap import AsyncTuntap
 
 from .lab import enter_private_namespace
-from .report import LOOPS, table
+from .report import LOOPS
+from .results import Figure, Table, figure
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -27,6 +27,7 @@ def _resources() -> tuple[int, int, int]:
 
 
 async def _idle() -> float:
+    """Seconds of CPU time."""
     async with AsyncTuntap(mode="tun", queues=_QUEUES) as tun:
         await tun.configure(up=True)
         await asyncio.sleep(0.2)
@@ -35,7 +36,8 @@ async def _idle() -> float:
         return time.process_time() - start
 
 
-async def _churn(count: int) -> tuple[float, float]:
+async def _churn(count: int) -> tuple[list[float], list[float]]:
+    """Seconds that adding a queue took, and removing it."""
     added, removed = [], []
     async with AsyncTuntap(mode="tun") as tun:
         await tun.configure(up=True)
@@ -50,22 +52,22 @@ async def _churn(count: int) -> tuple[float, float]:
             added.append(middle - start)
         if _resources() != before:
             raise SystemExit(f"descriptors, interfaces, tasks: {before} before, {_resources()} after")
-    return median(added), median(removed)
+    return added, removed
 
 
-def run(loops: Loops, rounds: int, quick: bool) -> None:
+def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     enter_private_namespace()
     count = 200 if quick else 1000
-    heads = ["", *LOOPS]
-    rows: list[list[str]] = [
-        [f"{_QUEUES} idle queues for {_SECONDS} s: CPU time, ms"],
-        ["adding a queue, ms"],
-        ["removing a queue, ms"],
-    ]
+    rows: dict[str, list[Figure | None]] = {
+        f"{_QUEUES} idle queues for {_SECONDS} s: CPU time, ms": [],
+        "adding a queue, ms": [],
+        "removing a queue, ms": [],
+    }
     for factory in LOOPS.values():
         with asyncio.Runner(loop_factory=factory) as runner:
-            idle = runner.run(_idle())
+            idle = [runner.run(_idle()) for _ in range(rounds)]
             added, removed = runner.run(_churn(count))
-        for row, value in zip(rows, (idle, added, removed), strict=True):
-            row.append(f"{value * 1000:.2f}")
-    table(f"Idle queues, and {count} added and removed one after another", heads, rows)
+        for row, samples in zip(rows.values(), (idle, added, removed), strict=True):
+            row.append(figure([1000 * each for each in samples]))
+    title = f"Idle queues, and {count} added and removed one after another"
+    return [Table(title, "", dict.fromkeys(LOOPS, 2), rows)]

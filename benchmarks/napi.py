@@ -12,7 +12,7 @@ from aiotuntap import AsyncTuntap, TuntapQueue
 from .lab import enter_private_namespace
 from .path import Forwarder
 from .per_frame import packet
-from .report import ratio, table
+from .results import Figure, Table, figure
 from .transfer import compete
 
 if TYPE_CHECKING:
@@ -51,23 +51,20 @@ async def _write_ratios(size: int, rounds: int) -> list[float]:
     return ratios
 
 
-def run(loops: Loops, rounds: int, quick: bool) -> None:
+def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     contestants = dict(_FORWARDERS)
     for label, forwarder in _FORWARDERS.items():
         contestants[f"{label}, NAPI"] = forwarder._replace(napi=True)
     results = compete(contestants, loops, rounds, seconds=1)
-    rows = []
+    rows: dict[str, list[Figure | None]] = {}
     for label in _FORWARDERS:
         pairs = list(zip(results[f"{label}, NAPI"], results[label], strict=True))
-        rows.append(
-            [
-                label,
-                ratio([one.gigabits / other.gigabits for one, other in pairs]),
-                ratio([one.kibibyte / other.kibibyte for one, other in pairs]),
-            ]
-        )
+        rows[label] = [
+            figure([one.gigabits / other.gigabits for one, other in pairs]),
+            figure([one.kibibyte / other.kibibyte for one, other in pairs]),
+        ]
     enter_private_namespace()
     for size in _SIZES:
         ratios = asyncio.run(_write_ratios(size, 10 * rounds))
-        rows.append([f"`write_frames`, {size} B, TUN", "", ratio(ratios)])
-    table("With `napi=True`, without = 1", ["", "throughput", "CPU time"], rows)
+        rows[f"`write_frames`, {size} B, TUN"] = [None, figure(ratios)]
+    return [Table("With `napi=True`, without = 1", "", {"throughput": 2, "CPU time": 2}, rows)]

@@ -1,4 +1,4 @@
-"""A way from one namespace to another through a child process: the contestants of several benchmarks."""
+"""Forwards frames from one namespace to another through a child process. Several benchmarks use it."""
 
 from __future__ import annotations
 

@@ -9,13 +9,13 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from statistics import median
 from typing import TYPE_CHECKING, TypeAlias
 
 from aiotuntap import AsyncTuntap, TuntapQueue, _turns
 
 from .lab import enter_private_namespace
-from .report import LOOPS, ratio, table
+from .report import LOOPS
+from .results import Figure, Table, figure
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -25,6 +25,12 @@ _SIZES = (64, 1400)
 _FRAMES = 4096
 _BATCH = 64
 _READ_SIZE = 65664
+
+#: The rows, for reading and for writing.
+_ROWS = (
+    ["C, `read(2)`", "`read_frames`", "`read_frames`, one batch a turn", "`read_frame`", "a loop over `os.read`"],
+    ["C, `write(2)`", "`write_frames`", "`write_frame`", "a loop over `os.write`"],
+)
 
 Contestant: TypeAlias = Callable[[], Awaitable[None]]
 #: For each contestant, nanoseconds a frame and their ratios to C.
@@ -43,7 +49,7 @@ def packet(size: int) -> bytes:
 
 @contextmanager
 def one_batch_a_turn() -> Iterator[None]:
-    """Streams never go on within a slice of time: what that buys, and what others wait for it, is a figure too."""
+    """Ends every time slice at once: each batch is one turn of the loop. It shows what time slices save."""
     usual = _turns.SLICE
     _turns.SLICE = 0.0
     try:
@@ -156,7 +162,7 @@ async def _session(loops: Loops, size: int, rounds: int, read: Samples, written:
         assert queue.stats.frames_written == 2 * (rounds + 1) * _FRAMES
 
 
-def run(loops: Loops, rounds: int, quick: bool) -> None:
+def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     enter_private_namespace()
     sessions = 2 if quick else 6
     # Several sessions of each loop by turns: no two objects, and no two interfaces, are laid out alike in memory.
@@ -167,29 +173,16 @@ def run(loops: Loops, rounds: int, quick: bool) -> None:
         for (name, size), (read, written) in results.items():
             with asyncio.Runner(loop_factory=LOOPS[name]) as runner:
                 runner.run(_session(loops, size, rounds, read, written))
-    heads = ["CPU time of a frame, C = 1", *(f"{name}, {size} B" for name, size in results)]
-    names = [*_names(results, 0), *_names(results, 1)]
-    rows = []
-    for which, name in names:
-        cells = [each[which][name] for each in results.values()]
-        if name == "C":
-            label = "C, `read(2)`" if which == 0 else "C, `write(2)`"
-            rows.append([label, *(f"1 ({median(costs):.0f} ns)" for costs, _ in cells)])
-        else:
-            rows.append([name, *(f"{ratio(ratios)} ({median(costs):.0f} ns)" for costs, ratios in cells)])
-    table("One frame", heads, rows)
-
-
-def _names(results: dict[tuple[str, int], tuple[Samples, Samples]], which: int) -> list[tuple[int, str]]:
-    order = [
-        "C",
-        "`read_frames`",
-        "`read_frames`, one batch a turn",
-        "`read_frame`",
-        "a loop over `os.read`",
-        "`write_frames`",
-        "`write_frame`",
-        "a loop over `os.write`",
+    ratios: dict[str, list[Figure | None]] = {}
+    costs: dict[str, list[Figure | None]] = {}
+    for which, (c, *names) in enumerate(_ROWS):
+        cells = [each[which] for each in results.values()]
+        costs[c] = [figure(samples["C"][0]) for samples in cells]
+        for name in names:
+            costs[name] = [figure(samples[name][0]) for samples in cells]
+            ratios[name] = [figure(samples[name][1]) for samples in cells]
+    heads = [f"{loop}, {size} B" for loop, size in results]
+    return [
+        Table("CPU time of one frame", "C = 1", dict.fromkeys(heads, 2), ratios),
+        Table("CPU time of one frame, nanoseconds", "", {f"{head}, ns": 0 for head in heads}, costs),
     ]
-    first = next(iter(results.values()))[which]
-    return [(which, name) for name in order if name in first]

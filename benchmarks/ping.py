@@ -6,11 +6,11 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import lab
-from .report import LOOPS, ratio, table
+from .report import LOOPS
+from .results import Figure, Table, figure
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 _NAME = "ping0"
 _ADDRESS, _TARGET = "10.77.0.1/24", "10.77.0.2"
 _EXAMPLE = Path(__file__).parent.parent / "examples" / "echo.py"
+
+
+class RoundTrip(NamedTuple):
+    """Percentiles of the round trip, in nanoseconds: the 50th and the 99th."""
+
+    half: float
+    most: float
 
 
 def _responders(netns: str, library: str) -> dict[str, list[str]]:
@@ -33,29 +40,36 @@ def _responders(netns: str, library: str) -> dict[str, list[str]]:
     return found
 
 
-def round_trip(netns: str, target: str, library: str, count: int) -> float:
-    """The median of *count* pings from a namespace to an address, in nanoseconds."""
+def round_trip(netns: str, target: str, library: str, count: int) -> RoundTrip:
+    """Of *count* pings from a namespace to an address."""
     client = lab.python_module("responders", "ping", netns, target, library, str(count))
-    return float(subprocess.run(client, check=True, capture_output=True, text=True).stdout)
+    output = subprocess.run(client, check=True, capture_output=True, text=True).stdout
+    return RoundTrip(*map(float, output.split()))
 
 
-def _measure(command: list[str], netns: str, library: str, count: int) -> float:
+def _measure(command: list[str], netns: str, library: str, count: int) -> RoundTrip:
     with lab.child(command):
         lab.ip(netns, "address", "replace", _ADDRESS, "dev", _NAME)
         lab.ip(netns, "link", "set", _NAME, "up")
         return round_trip(netns, _TARGET, library, count)
 
 
-def run(loops: Loops, rounds: int, quick: bool) -> None:
+def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     with lab.namespaces(1) as (netns,):
         responders = _responders(netns, loops.path)
-        results: dict[str, list[float]] = {name: [] for name in responders}
+        results: dict[str, list[RoundTrip]] = {name: [] for name in responders}
         for _ in range(rounds):
             for name in random.sample(list(responders), len(responders)):
                 results[name].append(_measure(responders[name], netns, loops.path, 200 if quick else 1000))
     reference = results["C, epoll"]
-    rows = [
-        [name, ratio([mine / c for mine, c in zip(times, reference, strict=True)]), f"{median(times) / 1000:.1f}"]
-        for name, times in results.items()
-    ]
-    table("Ping", ["responder", "median round trip, C = 1", "µs"], rows)
+    rows: dict[str, list[Figure | None]] = {}
+    for name, mine in results.items():
+        pairs = list(zip(mine, reference, strict=True))
+        rows[name] = [
+            figure([one.half / c.half for one, c in pairs]),
+            figure([one.most / c.most for one, c in pairs]),
+            figure([one.half / 1000 for one in mine]),
+            figure([one.most / 1000 for one in mine]),
+        ]
+    columns = {"50 %, C = 1": 2, "99 %, C = 1": 2, "50 %, µs": 1, "99 %, µs": 1}
+    return [Table("Round trip of a ping", "responder", columns, rows)]

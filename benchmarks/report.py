@@ -1,14 +1,15 @@
-"""Markdown, and the machine the figures are from."""
+"""The event loops that are compared, and the machine the figures are from."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import platform
+import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
-from statistics import median
+from pathlib import Path
 from typing import TypeAlias
 
 import uvloop
@@ -16,41 +17,29 @@ import uvloop
 from aiotuntap import SlowEngineWarning
 from aiotuntap._engine import engine
 
-# The first line of the report says which engine runs.
+from .results import Machine
+
+# What the figures are from says which engine runs.
 warnings.simplefilter("ignore", SlowEngineWarning)
 
 LoopFactory: TypeAlias = Callable[[], asyncio.AbstractEventLoop]
 
 LOOPS: dict[str, LoopFactory] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
+#: "C" or "Python".
+ENGINE: str = engine.name
 
-def machine() -> str:
-    """One line to stand above the tables."""
-    return (
-        f"Linux {platform.release()}, {platform.machine()}, {os.cpu_count()} CPUs,"
-        f" {platform.python_implementation()} {platform.python_version()}, uvloop {version('uvloop')},"
-        f" engine {engine.name}"
+
+def machine() -> Machine:
+    """This one."""
+    # The numbers alone: what follows them is the name of a build.
+    kernel = re.match(r"[\d.]*\d", platform.release())
+    models = re.findall(r"^model name\s*: *(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return Machine(
+        kernel=kernel[0] if kernel else "",
+        architecture=platform.machine(),
+        processor=models[0] if models else "unknown",
+        cpus=os.cpu_count() or 0,
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        uvloop=version("uvloop"),
     )
-
-
-def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table: the first column to the left, figures to the right."""
-    cells = [list(heads), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        for row in cells
-    ]
-    rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    print(f"\n### {title}\n")
-    for line in (lines[0], rule, *lines[1:]):
-        print("| " + " | ".join(line) + " |", flush=True)
-
-
-def ratio(samples: Sequence[float]) -> str:
-    """The median of ratios, each of two runs that were neighbours in time.
-
-    Not the ratio of medians: the speed of a shared machine drifts over the minutes of a benchmark, and neighbours
-    drift together.
-    """
-    return f"{median(samples):.2f}"

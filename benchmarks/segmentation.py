@@ -6,12 +6,11 @@ import os
 import random
 import time
 from collections.abc import Callable
-from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from aiotuntap import coalesce, segment
+from aiotuntap import Mode, coalesce, segment
 
-from .report import ratio, table
+from .results import Figure, Table, figure
 from .super_frames import Flow, frames, super_frame
 
 if TYPE_CHECKING:
@@ -65,16 +64,16 @@ def _cases() -> dict[str, _Case]:
 
 
 def _segment(flow: Flow, count: int, size: int) -> _Case:
-    frame, mode = super_frame(flow, count, size), flow.mode
+    frame, mode = super_frame(flow, count, size), Mode(flow.mode)
     assert len(segment(frame, mode)) == count
     return _Case(lambda: segment(frame, mode), count, count * size)
 
 
 def _coalesce(flow: Flow, sizes: list[int], writes: int = 1) -> _Case:
-    return _coalesce_batch(frames(flow, sizes, len(sizes) // writes), writes, sum(sizes), flow.mode)
+    return _coalesce_batch(frames(flow, sizes, len(sizes) // writes), writes, sum(sizes), Mode(flow.mode))
 
 
-def _coalesce_batch(batch: list[bytes], result: int, payload: int, mode: str = "tun") -> _Case:
+def _coalesce_batch(batch: list[bytes], result: int, payload: int, mode: Mode = Mode.TUN) -> _Case:
     assert len(coalesce(batch, mode)) == result
     return _Case(lambda: coalesce(batch, mode), len(batch), payload)
 
@@ -87,7 +86,7 @@ def _repeats(call: Callable[[], object]) -> int:
     return max(1, min(1000, 3 * _SAMPLE // (time.thread_time_ns() - start)))
 
 
-def run(loops: Loops, rounds: int, quick: bool) -> None:
+def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     payload = os.urandom(_SEGMENTS * _PAYLOAD[4])
     c = _Case(lambda: loops.copy_and_sum(payload, _PAYLOAD[4], _SEGMENTS), _SEGMENTS, len(payload))
     cases = {_C: c, **_cases()}
@@ -116,11 +115,12 @@ def run(loops: Loops, rounds: int, quick: bool) -> None:
                 ratios[label].append(cases[label].payload / spent * (before + after) / 2 / c.payload)
                 before = after
     ratios[_C] = [1]
-    rows = []
+    rows: dict[str, list[Figure | None]] = {}
     for label, case in cases.items():
         mine = times[label]
-        speeds = [f"{8 * case.payload / each:.1f}" if case.payload else "" for each in (median(mine), min(mine))]
-        relative = ratio(ratios[label]) if case.payload else ""
-        rows.append([label, relative, *speeds, f"{median(mine) / case.frames:.0f}"])
-    heads = ["", "throughput, C = 1", "Gb/s of payload", "at best", "ns a frame on the wire"]
-    table("Pure functions on one core", heads, rows)
+        speeds: list[Figure | None] = [None, None]
+        if case.payload:
+            speeds = [figure(ratios[label]), figure([8 * case.payload / each for each in mine])]
+        rows[label] = [*speeds, figure([each / case.frames for each in mine])]
+    columns = {"throughput, C = 1": 2, "Gb/s of payload": 1, "ns a frame on the wire": 0}
+    return [Table("Pure functions on one core", "", columns, rows)]

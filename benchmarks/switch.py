@@ -8,13 +8,12 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
-from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import iperf, lab
 from .path import LEFT, RIGHT, Forwarder
 from .ping import round_trip
-from .report import ratio, table
+from .results import Figure, Table, figure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +52,7 @@ def _relay(left: str, right: str, library: str) -> Iterator[None]:
 
 @contextmanager
 def _bridge(left: str, right: str, middle: str) -> Iterator[None]:
-    """If the block fails, the end of the namespaces is the end of what is made here."""
+    """If the block fails, the interfaces are removed together with their namespaces."""
     lab.ip(middle, "link", "add", "bridge0", "up", "type", "bridge")
     for name, station in (("left0", left), ("right0", right)):
         lab.ip(middle, "link", "add", name, "type", "veth", "peer", "name", _PORT, "netns", station)
@@ -93,10 +92,10 @@ def _measure(
             lab.ip(netns, "address", "add", f"{address}/24", "dev", _PORT)
             lab.ip(netns, "link", "set", _PORT, "up")
         received = iperf.stream(left, _ADDRESSES[1], seconds)
-        return _Result(received.gigabits, round_trip(left, _ADDRESSES[1], loops.path, pings))
+        return _Result(received.gigabits, round_trip(left, _ADDRESSES[1], loops.path, pings).half)
 
 
-def run(loops: Loops, rounds: int, quick: bool) -> None:
+def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     switches: dict[str, Callable[[str, str, str], AbstractContextManager[None]]] = {
         _BRIDGE: _bridge,
         _VDE: _vde_switch,
@@ -109,27 +108,23 @@ def run(loops: Loops, rounds: int, quick: bool) -> None:
             for label in random.sample(list(switches), len(switches)):
                 switch = switches[label](left, right, middle)
                 results[label].append(_measure(switch, left, right, loops, *((1, 200) if quick else (2, 1000))))
-    rows = []
+    rows: dict[str, list[Figure | None]] = {}
     for label, mine in results.items():
         others = list(zip(mine, results[_BRIDGE], results[_VDE], results[_RELAY], strict=True))
-        rows.append(
-            [
-                label,
-                ratio([one.gigabits / relay.gigabits for one, _, _, relay in others]),
-                ratio([one.gigabits / bridge.gigabits for one, bridge, _, _ in others]),
-                ratio([one.gigabits / vde.gigabits for one, _, vde, _ in others]),
-                ratio([one.round_trip / vde.round_trip for one, _, vde, _ in others]),
-                f"{median(one.gigabits for one in mine):.2f}",
-                f"{median(one.round_trip for one in mine) / 1000:.1f}",
-            ]
-        )
-    heads = [
-        "switch",
-        "TCP, C relay = 1",
-        "bridge = 1",
-        "`vde_switch` = 1",
-        "round trip, `vde_switch` = 1",
-        "Gb/s",
-        "µs",
-    ]
-    table("TCP and ping between two stations of a switch", heads, rows)
+        rows[label] = [
+            figure([one.gigabits / relay.gigabits for one, _, _, relay in others]),
+            figure([one.gigabits / bridge.gigabits for one, bridge, _, _ in others]),
+            figure([one.gigabits / vde.gigabits for one, _, vde, _ in others]),
+            figure([one.round_trip / vde.round_trip for one, _, vde, _ in others]),
+            figure([one.gigabits for one in mine]),
+            figure([one.round_trip / 1000 for one in mine]),
+        ]
+    columns = {
+        "TCP, C relay = 1": 2,
+        "TCP, bridge = 1": 2,
+        "TCP, `vde_switch` = 1": 2,
+        "ping, `vde_switch` = 1": 2,
+        "Gb/s": 2,
+        "µs a ping": 1,
+    }
+    return [Table("TCP and ping between two stations of a switch", "switch", columns, rows)]

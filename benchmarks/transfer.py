@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import iperf, lab
 from .path import LEFT, RIGHT, SERVER
-from .report import ratio
+from .results import Figure, figure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,18 +43,17 @@ def compete(contestants: dict[str, Forwarder], loops: Loops, rounds: int, second
     return results
 
 
-def rows(results: dict[str, list[Result]], reference: str, cost: Callable[[Result], float]) -> list[list[str]]:
+def rows(
+    results: dict[str, list[Result]], reference: str, cost: Callable[[Result], float]
+) -> dict[str, list[Figure | None]]:
     """For each contestant throughput and cost as ratios to those of *reference*, then Gb/s and nanoseconds."""
-    found = []
+    found: dict[str, list[Figure | None]] = {}
     for label, mine in results.items():
         pairs = list(zip(mine, results[reference], strict=True))
-        found.append(
-            [
-                label,
-                ratio([one.gigabits / other.gigabits for one, other in pairs]),
-                ratio([cost(one) / cost(other) for one, other in pairs]),
-                f"{median(one.gigabits for one in mine):.2f}",
-                f"{median(map(cost, mine)):.0f}",
-            ]
-        )
+        found[label] = [
+            figure([one.gigabits / other.gigabits for one, other in pairs]),
+            figure([cost(one) / cost(other) for one, other in pairs]),
+            figure([one.gigabits for one in mine]),
+            figure(list(map(cost, mine))),
+        ]
     return found

@@ -10,11 +10,10 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import iperf, lab
-from .report import ratio, table
+from .results import Figure, Table, figure
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -60,7 +59,7 @@ def _wait(netns: str) -> None:
             raise SystemExit("the two ends of the tunnel do not find each other")
 
 
-def run(loops: Loops, rounds: int, quick: bool) -> None:
+def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     contestants = [(loop, way) for loop in _LOOPS for way in _WAYS]
     results: dict[tuple[str, str], list[_Result]] = {each: [] for each in contestants}
     with lab.joined(_OUTSIDE) as spaces, tempfile.NamedTemporaryFile() as key:  # which others cannot read
@@ -70,17 +69,20 @@ def run(loops: Loops, rounds: int, quick: bool) -> None:
             for loop, way in random.sample(contestants, len(contestants)):
                 options = [*_LOOPS[loop], *_WAYS[way]]
                 results[loop, way].append(_measure(spaces, key.name, options, 1 if quick else 2))
-    rows = []
+    rows: dict[str, list[Figure | None]] = {}
     for (loop, way), mine in results.items():
         pairs = list(zip(mine, results[loop, "no offload"], strict=True))
-        rows.append(
-            [
-                f"{way}, {loop}",
-                ratio([one.gigabits / other.gigabits for one, other in pairs]),
-                ratio([one.cost / other.cost for one, other in pairs]),
-                f"{median(one.gigabits for one in mine):.2f}",
-                f"{median(one.cost for one in mine):.1f}",
-            ]
-        )
-    heads = ["", "throughput, without = 1", "CPU time of a byte, without = 1", "Gb/s", "CPU seconds a gigabyte"]
-    table("TCP through `examples/tunnel.py`, ChaCha20-Poly1305 over UDP, both ends", heads, rows)
+        rows[f"{way}, {loop}"] = [
+            figure([one.gigabits / other.gigabits for one, other in pairs]),
+            figure([one.cost / other.cost for one, other in pairs]),
+            figure([one.gigabits for one in mine]),
+            figure([one.cost for one in mine]),
+        ]
+    columns = {
+        "throughput, no offload = 1": 2,
+        "CPU time of a byte, no offload = 1": 2,
+        "Gb/s": 2,
+        "CPU seconds a gigabyte": 1,
+    }
+    title = "TCP through `examples/tunnel.py`, ChaCha20-Poly1305 over UDP, both ends"
+    return [Table(title, "", columns, rows)]

@@ -25,7 +25,7 @@ _ROOM = 1 << 22
 
 
 class _Endpoint(asyncio.DatagramProtocol):
-    """What a program does that stands on the loop's own datagrams."""
+    """A program that uses asyncio's own datagram endpoints."""
 
     def __init__(self) -> None:
         self.count = 0

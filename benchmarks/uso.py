@@ -1,18 +1,18 @@
 """UDP datagrams from one TUN interface to another: how many arrive each second, and what they cost the forwarder.
 
-The sender waits for nobody: what a forwarder has no time for is dropped in front of it.
+The sender never waits: datagrams for which a forwarder has no time are dropped before it.
 """
 
 from __future__ import annotations
 
 import random
-from statistics import median
 from typing import TYPE_CHECKING
 
 from . import lab
 from .datagrams import Arrived, arrive
 from .path import SERVER, Forwarder
-from .report import LOOPS, ratio, table
+from .report import LOOPS
+from .results import Figure, Table, figure
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -41,24 +41,26 @@ def _measure(forwarder: Forwarder, left: str, right: str, loops: Loops, millisec
         return arrive(send, count)
 
 
-def run(loops: Loops, rounds: int, quick: bool) -> None:
+def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     results: dict[str, list[Arrived]] = {label: [] for label in _CONTESTANTS}
     with lab.namespaces(2) as (left, right):
         for _ in range(rounds):
             for label in random.sample(list(_CONTESTANTS), len(_CONTESTANTS)):
                 forwarder = _CONTESTANTS[label]
                 results[label].append(_measure(forwarder, left, right, loops, 500 if quick else 1000))
-    rows = []
+    rows: dict[str, list[Figure | None]] = {}
     for label, mine in results.items():
         pairs = list(zip(mine, results[_C], strict=True))
-        rows.append(
-            [
-                label,
-                ratio([one.rate / c.rate for one, c in pairs]),
-                ratio([one.cost / c.cost for one, c in pairs]),
-                f"{median(one.rate for one in mine):.0f}",
-                f"{median(one.cost for one in mine):.0f}",
-            ]
-        )
-    heads = ["forwarder", "datagrams, C = 1", "CPU time of a datagram, C = 1", "datagrams a second", "ns a datagram"]
-    table(f"UDP datagrams of {_SIZE} bytes from one TUN to another", heads, rows)
+        rows[label] = [
+            figure([one.rate / c.rate for one, c in pairs]),
+            figure([one.cost / c.cost for one, c in pairs]),
+            figure([one.rate for one in mine]),
+            figure([one.cost for one in mine]),
+        ]
+    columns = {
+        "datagrams, C = 1": 2,
+        "CPU time of a datagram, C = 1": 2,
+        "datagrams a second": 0,
+        "ns a datagram": 0,
+    }
+    return [Table(f"UDP datagrams of {_SIZE} bytes from one TUN to another", "forwarder", columns, rows)]

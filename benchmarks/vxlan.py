@@ -8,11 +8,10 @@ from __future__ import annotations
 import random
 import sys
 from contextlib import contextmanager
-from statistics import median
 from typing import TYPE_CHECKING
 
 from . import iperf, lab
-from .report import ratio, table
+from .results import Figure, Table, figure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,17 +63,17 @@ def _example(station: str, machine: str, ends: tuple[str, str]) -> Iterator[str]
         yield station
 
 
-def run(loops: Loops, rounds: int, quick: bool) -> None:
+def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     ways: dict[str, Callable[[str, str, tuple[str, str]], AbstractContextManager[str]]] = {
         "kernel to kernel": _kernel,
         "`examples/switch` to kernel": _example,
     }
     seconds = 1 if quick else 3
-    rows = []
+    rows: dict[str, list[Figure | None]] = {}
     with lab.namespaces(3) as (station, machine, other):
         lab.enable_ipv6(machine, other)
         for version in (4, 6):
-            results: dict[tuple[str, bool], list[float]] = {}
+            results: dict[tuple[str, bool], list[float]] = {(way, out): [] for way in ways for out in (True, False)}
             for _ in range(rounds):
                 for label in random.sample(list(ways), len(ways)):
                     with _underlay(machine, other, version) as ends:
@@ -85,15 +84,12 @@ def run(loops: Loops, rounds: int, quick: bool) -> None:
                             with iperf.server(netns):
                                 back = iperf.stream(other, _STATIONS[0], seconds)
                         lab.ip(other, "link", "delete", _DEVICE)
-                    results.setdefault((label, True), []).append(there.gigabits)
-                    results.setdefault((label, False), []).append(back.gigabits)
+                    results[label, True].append(there.gigabits)
+                    results[label, False].append(back.gigabits)
             for (label, outwards), mine in results.items():
                 reference = results["kernel to kernel", outwards]
-                rows.append(
-                    [
-                        f"{label}, IPv{version}{'' if outwards else ', the other way'}",
-                        ratio([one / kernel for one, kernel in zip(mine, reference, strict=True)]),
-                        f"{median(mine):.2f}",
-                    ]
-                )
-    table("TCP over VXLAN", ["from and to", "throughput, kernel = 1", "Gb/s"], rows)
+                rows[f"{label}, IPv{version}{'' if outwards else ', the other way'}"] = [
+                    figure([one / kernel for one, kernel in zip(mine, reference, strict=True)]),
+                    figure(mine),
+                ]
+    return [Table("TCP over VXLAN", "from and to", {"throughput, kernel = 1": 2, "Gb/s": 2}, rows)]

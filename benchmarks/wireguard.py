@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from . import iperf, lab
 from .ping import round_trip
-from .report import ratio, table
+from .results import Figure, Table, figure
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -91,7 +91,7 @@ def _start(stack: ExitStack, kind: str, netns: str, name: str) -> int:
 
 
 def _listens(name: str) -> bool:
-    """Not asked by wg, which deletes a socket that nobody listens on yet."""
+    """This does not call wg, which deletes sockets on which no process listens yet."""
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(f"/var/run/wireguard/{name}.sock")
@@ -122,7 +122,7 @@ def _measure(pair: tuple[str, str], stations: list[str], library: str, seconds: 
             check=True,
             capture_output=True,
         )
-        delay = round_trip(stations[0], _INNER[1], library, pings)
+        delay = round_trip(stations[0], _INNER[1], library, pings).half
         stack.enter_context(iperf.server(stations[1]))
         before = sum(map(lab.cpu_time, pids))
         received = iperf.stream(stations[0], _INNER[1], seconds)
@@ -130,7 +130,7 @@ def _measure(pair: tuple[str, str], stations: list[str], library: str, seconds: 
     return _Result(received.gigabits, spent / received.bytes, delay)
 
 
-def _pairs(library: str, rounds: int, quick: bool) -> None:
+def _pairs(library: str, rounds: int, quick: bool) -> Table:
     results: dict[str, list[_Result]] = {label: [] for label in _PAIRS}
     with lab.namespaces(2) as stations:
         lab.ip(stations[0], "link", "add", "ve0", "type", "veth", "peer", "name", "ve0", "netns", stations[1])
@@ -141,22 +141,26 @@ def _pairs(library: str, rounds: int, quick: bool) -> None:
             for label in random.sample(list(_PAIRS), len(_PAIRS)):
                 result = _measure(_PAIRS[label], stations, library, 2 if quick else 4, 300 if quick else 1000)
                 results[label].append(result)
-    rows = []
+    rows: dict[str, list[Figure | None]] = {}
     for label, mine in results.items():
         both = list(zip(mine, results["wireguard-go, both ends"], strict=True))
-        rows.append(
-            [
-                label,
-                ratio([one.gigabits / other.gigabits for one, other in both]),
-                ratio([one.cost / other.cost for one, other in both]),
-                ratio([one.round_trip / other.round_trip for one, other in both]),
-                f"{median(one.gigabits for one in mine):.2f}",
-                f"{median(one.cost for one in mine):.1f}",
-                f"{median(one.round_trip for one in mine) / 1000:.0f}",
-            ]
-        )
-    heads = ["", "throughput, theirs = 1", "CPU time of a byte", "ping", "Gb/s", "CPU seconds a gigabyte", "µs a ping"]
-    table("WireGuard: one TCP stream and pings through two ends, MTU 1420", heads, rows)
+        rows[label] = [
+            figure([one.gigabits / other.gigabits for one, other in both]),
+            figure([one.cost / other.cost for one, other in both]),
+            figure([one.round_trip / other.round_trip for one, other in both]),
+            figure([one.gigabits for one in mine]),
+            figure([one.cost for one in mine]),
+            figure([one.round_trip / 1000 for one in mine]),
+        ]
+    columns = {
+        "throughput, wireguard-go = 1": 2,
+        "CPU time of a byte, wireguard-go = 1": 2,
+        "ping, wireguard-go = 1": 2,
+        "Gb/s": 2,
+        "CPU seconds a gigabyte": 1,
+        "µs a ping": 0,
+    }
+    return Table("WireGuard: one TCP stream and pings through two ends, MTU 1420", "", columns, rows)
 
 
 def _crowd(kind: str, station: str, text: str, path: Path, seconds: float) -> _Crowd:
@@ -183,23 +187,30 @@ def _crowd(kind: str, station: str, text: str, path: Path, seconds: float) -> _C
     return _Crowd(started - begun, configured - started, median(shown), memory / 1024, idle)
 
 
-def _crowds(rounds: int, quick: bool) -> None:
+def _crowds(rounds: int, quick: bool) -> Table:
     peers = {_new_key().public: [f"AllowedIPs = 10.{n >> 8}.{n & 255}.0/24, fd00:{n:x}::/32"] for n in range(_PEERS)}
     text = _configuration(_new_key(), peers)
-    rows = []
+    rows: dict[str, list[Figure | None]] = {}
     with lab.namespaces(1) as (station,), tempfile.TemporaryDirectory() as folder:
         for kind in _KINDS:
             found = [
                 _crowd(kind, station, text, Path(folder, "conf"), 2 if quick else 5) for _ in range(min(rounds, 3))
             ]
-            start, configure, show, memory, idle = (median(column) for column in zip(*found, strict=True))
-            label = kind if kind == _GO else f"ours, {kind}"
-            times = [f"{seconds * 1000:.0f}" for seconds in (start, configure, show)]
-            rows.append([label, *times, f"{memory:.0f}", f"{idle * 100:.2f}"])
-    heads = ["", "ms to start", "ms for `wg setconf`", "ms for `wg show dump`", "MiB", "idle: % of a CPU"]
-    table(f"WireGuard with {_PEERS} peers", heads, rows)
+            start, configure, show, memory, idle = zip(*found, strict=True)
+            rows[kind if kind == _GO else f"ours, {kind}"] = [
+                *(figure([seconds * 1000 for seconds in each]) for each in (start, configure, show)),
+                figure(memory),
+                figure([each * 100 for each in idle]),
+            ]
+    columns = {
+        "ms to start": 0,
+        "ms for `wg setconf`": 0,
+        "ms for `wg show dump`": 0,
+        "MiB": 0,
+        "idle: % of a CPU": 2,
+    }
+    return Table(f"WireGuard with {_PEERS} peers", "", columns, rows)
 
 
-def run(loops: Loops, rounds: int, quick: bool) -> None:
-    _pairs(loops.path, rounds, quick)
-    _crowds(rounds, quick)
+def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
+    return [_pairs(loops.path, rounds, quick), _crowds(rounds, quick)]

@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable
 from ipaddress import ip_network
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from .report import ratio, table
+from .results import Figure, Table, figure
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -23,9 +22,9 @@ _SIZES = (64, 576, 1420)
 _SAMPLES = 200
 
 
-def run(loops: Loops, rounds: int, quick: bool) -> None:
-    """Prints the table: the samples of all four take turns."""
-    rows = []
+def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
+    """The samples of all four take turns."""
+    rows: dict[str, list[Figure | None]] = {}
     for size in _SIZES:
         taken: dict[str, list[float]] = {"encrypt": [], "outbound": [], "decrypt": [], "inbound": []}
         contestants = _contestants(size)
@@ -36,14 +35,9 @@ def run(loops: Loops, rounds: int, quick: bool) -> None:
                 taken[name].append((time.thread_time_ns() - begun) / 1000 / _BATCH)
         for name, alone in (("outbound", "encrypt"), ("inbound", "decrypt")):
             ratios = [one / other for one, other in zip(taken[name], taken[alone], strict=True)]
-            rows.append(
-                [f"`{name}`, {size} B", f"{median(taken[name]):.2f}", f"{median(taken[alone]):.2f}", ratio(ratios)]
-            )
-    table(
-        "examples/wireguard without descriptors",
-        ["", "µs a packet", f"the cipher alone, {_BATCH} calls", "ratio"],
-        rows,
-    )
+            rows[f"`{name}`, {size} B"] = [figure(taken[name]), figure(taken[alone]), figure(ratios)]
+    columns = {"µs a packet": 2, "the cipher alone, µs": 2, "the cipher alone = 1": 2}
+    return [Table("`examples/wireguard` without descriptors", "", columns, rows)]
 
 
 def _contestants(size: int) -> dict[str, Callable[[], Any]]:

@@ -1,6 +1,6 @@
-"""``examples/workers.py`` with 20 µs of work a frame: how much faster two processes are than one.
+"""``examples/workers.py`` with 20 µs of work a frame: how much faster several processes are than one.
 
-Nobody sends while the workers are watched: they are stopped until the frames for all of them wait in the kernel.
+No frames are sent during the measurement: the workers are stopped until all frames wait in the kernel.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import lab
-from .report import LOOPS, ratio, table
+from .report import LOOPS
+from .results import Figure, Table, figure
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -26,7 +26,7 @@ _EXAMPLE = Path(__file__).parent.parent / "examples" / "workers.py"
 _NAME = "work0"
 #: Microseconds.
 _WORK = 20
-_WORKERS = (1, 2)
+_WORKERS = (1, 2, 4)
 _WARM_UP, _FRAMES = 1024, 16384
 #: Seconds that the workers may take for them.
 _PATIENCE = 20
@@ -84,24 +84,26 @@ def _measure(netns: str, loop: str, workers: int) -> _Result:
         return _answer(parent, pids, sender, _FRAMES)
 
 
-def run(loops: Loops, rounds: int, quick: bool) -> None:
+def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     contestants = [(loop, workers) for loop in LOOPS for workers in _WORKERS]
     results: dict[tuple[str, int], list[_Result]] = {each: [] for each in contestants}
     with lab.namespaces(1) as (netns,):
         for _ in range(rounds):
             for loop, workers in random.sample(contestants, len(contestants)):
                 results[loop, workers].append(_measure(netns, loop, workers))
-    rows = []
+    rows: dict[str, list[Figure | None]] = {}
     for (loop, workers), mine in results.items():
         pairs = list(zip(mine, results[loop, 1], strict=True))
-        rows.append(
-            [
-                f"{workers} {'process' if workers == 1 else 'processes'}, {loop}",
-                ratio([one.rate / other.rate for one, other in pairs]),
-                ratio([one.cost / other.cost for one, other in pairs]),
-                f"{median(one.rate for one in mine):.0f}",
-                f"{median(one.cost for one in mine):.1f}",
-            ]
-        )
-    heads = ["", "throughput, one process = 1", "CPU time of a frame, one process = 1", "frames a second", "µs a frame"]
-    table(f"`examples/workers.py`, {_WORK} µs of work a frame besides its answer, {os.cpu_count()} CPUs", heads, rows)
+        rows[f"{workers} {'process' if workers == 1 else 'processes'}, {loop}"] = [
+            figure([one.rate / other.rate for one, other in pairs]),
+            figure([one.cost / other.cost for one, other in pairs]),
+            figure([one.rate for one in mine]),
+            figure([one.cost for one in mine]),
+        ]
+    columns = {
+        "throughput, one process = 1": 2,
+        "CPU time of a frame, one process = 1": 2,
+        "frames a second": 0,
+        "µs a frame": 1,
+    }
+    return [Table(f"`examples/workers.py`, {_WORK} µs of work a frame besides its answer", "", columns, rows)]

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Usage: demo.sh PYTHON
-# Starts echo.py in a network namespace of its own, first as TUN and then as TAP, and pings it over IPv4 and IPv6.
-# As root in a named namespace; otherwise in an unnamed one, of a user namespace where this user counts as root.
+# Starts echo.py in a new network namespace, first as TUN and then as TAP, and pings it over IPv4 and IPv6.
+# Root uses a named network namespace. Other users use an unnamed one, inside a user namespace where they are root.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 here=$(cd "$(dirname "$0")" && pwd)
@@ -15,19 +15,19 @@ fail() {
 sh "$here/../tests/install-programs.sh" ip:iproute2 ping:iputils-ping
 
 if [ "${AIOTUNTAP_DEMO_INSIDE-}" != yes ]; then
-    [ -c /dev/net/tun ] || fail "there is no /dev/net/tun. As root: 'modprobe tun', or
+    [ -c /dev/net/tun ] || fail "/dev/net/tun does not exist. As root: 'modprobe tun', or
 'mkdir -p /dev/net && mknod /dev/net/tun c 10 200'; for a container: docker run --device /dev/net/tun"
-    [ -r /dev/net/tun ] && [ -w /dev/net/tun ] || fail "this user may not open /dev/net/tun. Run the demo as root, or let others
-open it: 'chmod 0666 /dev/net/tun' (the kernel still checks who may create an interface)"
+    [ -r /dev/net/tun ] && [ -w /dev/net/tun ] || fail "this user may not open /dev/net/tun. Run the demo as root, or allow
+it: 'chmod 0666 /dev/net/tun' (the kernel still checks who may create an interface)"
     if [ "$(id -u)" != 0 ]; then
-        unshare -Urn true 2>/dev/null || fail "no root, and this system lets users make no namespaces. Run the demo as root, or
+        unshare -Urn true 2>/dev/null || fail "this user may not create user namespaces. Run the demo as root, or
 allow it: 'sysctl -w user.max_user_namespaces=10000 kernel.apparmor_restrict_unprivileged_userns=0'"
-        echo "== No root: everything happens in a user namespace (unshare -Urn)."
+        echo "== Not root: the demo runs in a user namespace (unshare -Urn)."
         AIOTUNTAP_DEMO_INSIDE=yes exec unshare -Urn sh "$here/demo.sh" "$python"
     fi
 fi
 
-namespace= inside= responder=
+namespace='' inside='' responder=''
 work=$(mktemp -d)
 log=$work/log
 
@@ -48,19 +48,19 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 if [ "${AIOTUNTAP_DEMO_INSIDE-}" != yes ]; then
-    echo "== Making the network namespace aiotuntap-demo-$$."
-    ip netns add "aiotuntap-demo-$$" || fail "cannot make a network namespace: see the line above. In a container, it
-takes docker run --cap-add SYS_ADMIN --cap-add NET_ADMIN"
+    echo "== Creating the network namespace aiotuntap-demo-$$."
+    ip netns add "aiotuntap-demo-$$" || fail "cannot create a network namespace: see the line above. For a
+container: docker run --cap-add SYS_ADMIN --cap-add NET_ADMIN"
     namespace=aiotuntap-demo-$$
     inside="ip netns exec $namespace"
 fi
 
-# In a shell without job control a child started with & ignores SIGINT for good; the example listens to SIGTERM too.
+# A child that a shell without job control starts with & ignores SIGINT. So it is stopped with SIGTERM.
 start() {
     echo
     echo "== Starting: echo.py echo0 --mode $1 --queues 4"
     : >"$log"
-    # shellcheck disable=SC2086 # no word, or several
+    # shellcheck disable=SC2086 # zero or more words
     PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}" $inside "$python" "$here/echo.py" echo0 --mode "$1" --queues 4 \
         >"$log" 2>&1 &
     responder=$!
@@ -73,18 +73,18 @@ start() {
         sleep 0.1
     done
     cat "$log"
-    # An address of a TAP interface cannot be used before the kernel has looked for a duplicate, for 1 to 2 s.
+    # An IPv6 address of a TAP interface is tentative for 1 to 2 s, while the kernel looks for duplicates.
     tries=0
     # shellcheck disable=SC2086
     while [ -n "$($inside ip -6 addr show dev echo0 tentative)" ]; do
-        [ "$tries" != 0 ] || echo "== Waiting for the kernel to find that nobody else has its IPv6 address."
+        [ "$tries" != 0 ] || echo "== Waiting for duplicate address detection (IPv6)."
         [ $((tries += 1)) -lt 100 ] || fail "the IPv6 address of echo0 is still tentative after 10 s"
         sleep 0.1
     done
 }
 
 stop() {
-    echo "== Stopping the example (SIGTERM). What each queue carried:"
+    echo "== Stopping the example (SIGTERM). Frames of each queue:"
     kill "$responder"
     pid=$responder responder=
     wait "$pid" || {

@@ -1,6 +1,7 @@
-"""Answers ping and UDP echo for whole networks: an AsyncTuntap interface with one task for each of its queues.
+"""Answers ping and UDP echo for whole networks. One task serves each queue of the interface.
 
-The interface gets the first address of each network, and this program answers for all the others. As root::
+The interface gets one address of each network, and the program answers for all other addresses. Run it as root, from the
+root of the repository::
 
     ip netns add demo
     ip netns exec demo python examples/echo.py echo0 --mode tun --queues 4
@@ -10,9 +11,10 @@ and in a second terminal::
     ip netns exec demo ping 10.77.0.2
     ip netns exec demo ping fd77::1234
 
-Ctrl-C ends it, and the interface goes with it. Then ``ip netns del demo``. Without root, run all of it in the shell
-that ``unshare -Urn`` starts, without ``ip netns``. ``--mode tap`` does the same with Ethernet frames, for which it
-also answers ARP and neighbour solicitations. ``make demo`` shows both.
+Press Ctrl-C to end the program and to remove the interface. Then remove the namespace: ``ip netns del demo``. Without
+root, start a shell with ``unshare -Urn``, and run the commands there without ``ip netns exec demo``, the program with
+``&`` at the end. With ``--mode tap``, the interface carries Ethernet frames, and the program also answers ARP and IPv6
+neighbour solicitations. ``make demo`` runs both modes.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ from aiotuntap import AsyncTuntap, DeviceGoneError, InvalidFrameError, LinkDownE
 
 Interface: TypeAlias = IPv4Interface | IPv6Interface
 
-# -- from one frame to its reply: no descriptor, no event loop ---------------------------------------------------------
+# -- from a frame to its reply: no input and output --------------------------------------------------------------------
 
-MAC = bytes.fromhex("027777777777")  # locally administered: no manufacturer has given it to anyone
+MAC = bytes.fromhex("027777777777")  # locally administered: no manufacturer uses it
 ARP, IPV4, IPV6 = b"\x08\x06", b"\x08\x00", b"\x86\xdd"  # EtherTypes
 ICMP, UDP, ICMPV6 = 1, 17, 58
 ECHO_PORT = b"\x00\x07"
@@ -44,33 +46,32 @@ IPV6_HEADER = Struct("!IHBB16s16s")
 
 
 def checksum(data: bytes) -> int:
-    """The Internet checksum, RFC 1071: 0 over data that contains a right one.
+    """The Internet checksum (RFC 1071). It is 0 for data that contains a correct checksum.
 
-    Adding 16-bit words with the carry wrapped around is arithmetic modulo 0xFFFF, in which the whole data, read as one
-    number, equals the sum of its words.
+    The one's complement sum of 16-bit words equals the whole data, as one number, modulo 0xFFFF.
     """
     number = int.from_bytes(data)
     return -(number << 8 if len(data) & 1 else number) % 0xFFFF
 
 
 def checksum_with_addresses(addresses: bytes, protocol: int, body: bytes) -> int:
-    """The same including the pseudo header, RFC 8200 8.1; over IPv4 it comes to the same sum."""
+    """The checksum including the pseudo header (RFC 8200, 8.1). The sum is the same for IPv4."""
     return checksum(addresses + (len(body) << 32 | protocol).to_bytes(8) + body)
 
 
 def echo_reply(request: bytes, kind: int, correction: int) -> bytes:
-    """An ICMP echo request with its type replaced; *correction* is what that does to the checksum (RFC 1624)."""
+    """The reply to an ICMP echo request: the type is replaced. *correction* updates the checksum (RFC 1624)."""
     total = int.from_bytes(request[2:4]) + correction
     return bytes((kind, 0)) + ((total & 0xFFFF) + (total >> 16)).to_bytes(2) + request[4:]
 
 
 class Responder:
-    """Knows which addresses answer, and what."""
+    """Makes the replies to frames."""
 
     def __init__(self, mode: str, addresses: list[Interface]) -> None:
-        """*addresses* are the host's own, and say which networks there are."""
+        """Answers for all networks of *addresses*, but not for *addresses*, which belong to the host."""
         self.reply: Callable[[bytes], bytes | None] = self.reply_ethernet if mode == "tap" else self.reply_ip
-        #: By the size of an address in bytes: pairs of network and mask, and the addresses in them that never answer.
+        #: By the size of an address in bytes: pairs of network and mask, and the addresses for which it does not answer.
         self._networks: dict[int, list[tuple[int, int]]] = {4: [], 16: []}
         self._silent: dict[int, set[int]] = {4: set(), 16: set()}
         for address in addresses:
@@ -81,7 +82,7 @@ class Responder:
                 self._silent[size] |= {int(network.network_address), int(network.broadcast_address)}
 
     def answers(self, address: bytes) -> bool:
-        """Whether *address* is one of ours."""
+        """Whether this program answers for *address*."""
         number, size = int.from_bytes(address), len(address)
         for network, mask in self._networks[size]:
             if number & mask == network:
@@ -89,9 +90,9 @@ class Responder:
         return False
 
     def reply_ethernet(self, frame: bytes) -> bytes | None:
-        """The Ethernet frame that answers *frame*; None for one that is malformed or not for us."""
+        """The Ethernet frame that answers *frame*. None if the frame is malformed or not for us."""
         destination, source, kind, packet, reply = frame[:6], frame[6:12], frame[12:14], frame[14:], None
-        if len(frame) < 14 or source[0] & 1:  # a group address sends nothing
+        if len(frame) < 14 or source[0] & 1:  # a group address is never a sender
             return None
         if kind == ARP:
             reply = self.reply_arp(packet)
@@ -104,14 +105,14 @@ class Responder:
         return None if reply is None else source + MAC + kind + reply
 
     def reply_arp(self, packet: bytes) -> bytes | None:
-        """RFC 826, for a request. Announcements and probes (RFC 5227) claim an address and ask nobody."""
+        """The reply to an ARP request (RFC 826). Announcements and probes (RFC 5227) get none."""
         sender, target = packet[14:18], packet[24:28]
         if len(packet) < 28 or packet[:8] != b"\x00\x01\x08\x00\x06\x04\x00\x01" or sender in (target, bytes(4)):
             return None
         return packet[:7] + b"\x02" + MAC + target + packet[8:18] if self.answers(target) else None
 
     def reply_solicitation(self, packet: bytes) -> bytes | None:
-        """The neighbour advertisement, RFC 4861 4.4. Nobody answers who looks for a duplicate (source ``::``)."""
+        """The neighbour advertisement (RFC 4861, 4.4). Duplicate address detection (source ``::``) gets no answer."""
         if len(packet) < 64:
             return None
         first, length, _, hop_limit, source, destination = IPV6_HEADER.unpack_from(packet)
@@ -130,14 +131,14 @@ class Responder:
             options = options[size:]
         if checksum_with_addresses(source + destination, ICMPV6, body):
             return None
-        # Flags: solicited, override. Option 2: the target's link-layer address, one unit of eight bytes.
+        # Flags: solicited, override. Option 2: the target's link-layer address; its length is 1 (unit: eight bytes).
         answer = b"\x88\0\0\0\x60\0\0\0" + target + b"\x02\x01" + MAC
         check = checksum_with_addresses(target + source, ICMPV6, answer)
         header = IPV6_HEADER.pack(6 << 28, len(answer), ICMPV6, 255, target, source)
         return header + answer[:2] + check.to_bytes(2) + answer[4:]
 
     def reply_ip(self, packet: bytes) -> bytes | None:
-        """The IP packet that answers *packet*; None for one that is malformed or not for us."""
+        """The IP packet that answers *packet*. None if the packet is malformed or not for us."""
         return self.reply_ipv6(packet) if packet[:1] >= b"\x60" else self.reply_ipv4(packet)
 
     def reply_ipv4(self, packet: bytes) -> bytes | None:
@@ -156,7 +157,7 @@ class Responder:
             reply = self.reply_udp(payload, source + destination, required=False)
         if reply is None:
             return None
-        # Never fragmented (0x4000), so in need of no identification: RFC 6864.
+        # Don't fragment (0x4000): the identification may be 0 (RFC 6864).
         header = IPV4_HEADER.pack(0x45, tos, 20 + len(reply), 0, 0x4000, 64, protocol, 0, destination, source)
         return header[:10] + checksum(header).to_bytes(2) + header[12:] + reply
 
@@ -177,9 +178,9 @@ class Responder:
         return None if reply is None else IPV6_HEADER.pack(first, length, protocol, 64, destination, source) + reply
 
     def reply_udp(self, datagram: bytes, addresses: bytes, *, required: bool) -> bytes | None:
-        """Ports swapped, which leaves the checksum as it was. IPv4 does not require one: 0 stands for none."""
+        """The datagram with its ports swapped: the checksum stays the same. Over IPv4, checksum 0 means none."""
         port, check, size = datagram[:2], datagram[6:8], len(datagram)
-        # From the echo port itself: two echo servers would never stop answering each other.
+        # Ignore datagrams from the echo port: two echo servers would answer each other without end.
         if size < 8 or datagram[2:4] != ECHO_PORT or port in (b"\0\0", ECHO_PORT) or datagram[4:6] != size.to_bytes(2):
             return None
         wrong = required if check == b"\0\0" else checksum_with_addresses(addresses, UDP, datagram)
@@ -191,7 +192,7 @@ class Responder:
 
 @dataclass(slots=True)
 class Count:
-    """What one queue carried, in frames. Lost are replies that the kernel refused, or that met a link down."""
+    """Counts the frames of one queue. A reply is lost if the kernel refused it or the interface was down."""
 
     queue: TuntapQueue
     read: int = 0
@@ -207,7 +208,7 @@ class Count:
 
 
 async def serve(queue: TuntapQueue, responder: Responder, count: Count) -> None:
-    """Answers what comes in on one queue on that same queue, until cancelled or the interface is deleted."""
+    """Answers the frames of one queue, on the same queue, until it is cancelled or the interface is deleted."""
     reply = responder.reply
     while True:
         frame = await queue.read_frame()
@@ -216,12 +217,12 @@ async def serve(queue: TuntapQueue, responder: Responder, count: Count) -> None:
         if answer is None:
             count.ignored += 1
             continue
-        with contextlib.suppress(LinkDownError, InvalidFrameError):  # lost, as on any network: who asked asks again
+        with contextlib.suppress(LinkDownError, InvalidFrameError):  # the reply is lost: the sender will ask again
             await queue.write_frame(answer)
 
 
 async def show(counts: list[Count]) -> None:
-    """Keeps one line of the terminal up to date."""
+    """Shows the counters in one line of the terminal, every second."""
     while True:
         line = " | ".join(f"q{number} {count.read} in {count.answered} out" for number, count in enumerate(counts))
         print(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
@@ -256,12 +257,19 @@ async def run(tun: AsyncTuntap, addresses: list[Interface]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Answers ping and UDP echo (port 7) for whole networks.")
-    parser.add_argument("name", help="of the interface, such as echo0; '' or 'echo%%d' lets the kernel choose")
+    parser.add_argument("name", help="name of the interface, such as echo0; with '' or 'echo%%d' the kernel chooses")
     parser.add_argument("--mode", choices=("tun", "tap"), default="tun", help="IP packets or Ethernet frames")
-    parser.add_argument("--queues", type=int, default=1, metavar="N", help="the kernel spreads flows over them")
-    parser.add_argument("--address", type=ip_interface, action="append", help="such as 10.77.0.1/24; may be repeated")
-    parser.add_argument("--netns", help="namespace to make the interface in: a name or a path (default: this one)")
-    parser.add_argument("--uvloop", action="store_true", help="run on uvloop, a package of its own")
+    parser.add_argument(
+        "--queues", type=int, default=1, metavar="N", help="number of queues; the kernel distributes flows among them"
+    )
+    parser.add_argument(
+        "--address",
+        type=ip_interface,
+        action="append",
+        help="address of the interface, such as 10.77.0.1/24; may be repeated",
+    )
+    parser.add_argument("--netns", help="network namespace of the interface: a name or a path (default: this one)")
+    parser.add_argument("--uvloop", action="store_true", help="run on uvloop (pip install uvloop)")
     options = parser.parse_args()
     addresses = options.address or [ip_interface("10.77.0.1/24"), ip_interface("fd77::1/64")]
     try:

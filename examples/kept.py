@@ -1,8 +1,8 @@
-"""Answers ping as a systemd service that may be restarted without its interface going away.
+"""Answers ping as a systemd service. Restarting the service does not remove its interface.
 
-systemd keeps the queues while no process of the service runs (its "file descriptor store"), so the interface keeps its
-index, addresses, routes and firewall rules, and what is sent meanwhile waits in the kernel. The unit file beside this
-one, ``kept.service``, says what the service may do. Without systemd it runs as well::
+While no process of the service runs, systemd keeps the queues in its "file descriptor store". So the interface keeps its
+index, addresses, routes and firewall rules, and frames that are sent meanwhile wait in the kernel. The unit file
+``kept.service`` is in the same folder. The program also runs without systemd, as root::
 
     python examples/kept.py kept0
 """
@@ -27,7 +27,7 @@ KEPT = "queue"
 
 
 def notify(state: str, fds: Sequence[int] = ()) -> None:
-    """Tells the service manager, as sd_notify(3) and sd_pid_notify_with_fds(3) do. Without one, nothing happens."""
+    """Notifies the service manager, like sd_notify(3) and sd_pid_notify_with_fds(3). Does nothing without one."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -36,7 +36,7 @@ def notify(state: str, fds: Sequence[int] = ()) -> None:
 
 
 def kept_descriptors() -> list[int]:
-    """Those that the service manager kept under that name: sd_listen_fds_with_names(3)."""
+    """The descriptors that the service manager kept with this name: see sd_listen_fds_with_names(3)."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
@@ -44,11 +44,11 @@ def kept_descriptors() -> list[int]:
 
 
 async def open_interface(name: str) -> AsyncTuntap:
-    """The interface of the process before this one, or a new one."""
+    """The interface of the previous process, or a new one."""
     if fds := kept_descriptors():
         try:
             return await AsyncTuntap.adopt(fds)
-        except SetupError as error:  # it was deleted meanwhile
+        except SetupError as error:  # the interface was deleted meanwhile
             print(f"starting anew: {error.strerror}", file=sys.stderr)
             notify(f"FDSTOREREMOVE=1\nFDNAME={KEPT}")
             for fd in fds:

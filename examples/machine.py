@@ -1,10 +1,9 @@
-"""Runs a virtual machine whose network card is a TAP interface that this program made. As root, or in ``unshare -Urn``::
+"""Runs a virtual machine. Its network card is a TAP interface of this program. As root, or in ``unshare -Urn``::
 
     python examples/machine.py vm0 10.30.0.1/24 qemu-system-x86_64 -m 512 disk.img -device virtio-net-pci,netdev=n0
 
-QEMU gets a descriptor of a queue, so it needs no privilege. What this program may do with the interface (configure it,
-make it a port of a bridge, watch it) it goes on doing, by another queue that it keeps disabled. The interface stays when
-the machine ends, and goes with this program.
+QEMU gets the descriptor of a queue, so it needs no privilege. The program keeps a second, disabled queue: with it, it can
+configure the interface, make it a port of a bridge, or watch it. The interface exists until this program ends.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from aiotuntap import AsyncTuntap
 
 
 async def main(name: str, address: str, *command: str) -> int:
-    # QEMU finds by itself that frames have a virtio_net_hdr in front, and turns on the offloads that its guest wants.
+    # QEMU detects that frames begin with a virtio_net_hdr, and turns on the offloads that its guest supports.
     async with AsyncTuntap(name, mode="tap", queues=2, vnet_header=True) as tap:
         handle, card = tap.queues
         await handle.disable()
         netdev = ["-netdev", f"tap,id=n0,fd={card.fileno()}"]
         machine = await asyncio.create_subprocess_exec(*command, *netdev, pass_fds=[card.fileno()])
-        # Two programs that read one queue take frames away from each other. Ours ends before the first frame comes.
+        # Only QEMU may read this queue: two readers would take frames from each other. So close it here, before frames come.
         await tap.remove_queues(card)
         await tap.configure(addresses=[address], up=True)
         for number in (signal.SIGINT, signal.SIGTERM):

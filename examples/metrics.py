@@ -1,9 +1,9 @@
-"""Answers ping on a TUN interface, and shows what its queues carry to Prometheus. As root::
+"""Answers ping on a TUN interface, and exports the counters of its queues to Prometheus. As root::
 
     python examples/metrics.py metrics0 --port 9101
     curl http://127.0.0.1:9101/metrics
 
-It takes the official client: ``pip install prometheus-client``.
+It needs the official client: ``pip install prometheus-client``.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ ADDRESS = ip_interface("10.77.0.1/24")
 
 
 class TuntapCollector(Collector):
-    """What an interface and its queues have counted, looked up when Prometheus asks.
+    """Reads the counters of an interface and its queues when Prometheus requests them.
 
-    Prometheus asks on a thread of its own, and an interface belongs to its event loop: so the loop is asked, and answers
-    between two frames. Nothing is counted twice, and the packet path has nothing to do for it.
+    The request comes on another thread, but an interface belongs to its event loop. So the counters are read in the loop.
+    The packet path does no additional work.
     """
 
     def __init__(self, tun: AsyncTuntap) -> None:
-        """Made on the loop's thread, when the interface is open."""
+        """Call it in the event loop, when the interface is open."""
         self._tun = tun
         self._loop = asyncio.get_running_loop()
-        #: All that there were, closed ones too: a counter must not vanish, and a queue keeps its number.
+        #: All queues, including closed ones: a counter must not disappear, and a queue keeps its number.
         self._queues: list[TuntapQueue] = []
 
     def describe(self) -> list[Metric]:
-        """Nothing: or else the default registry calls `collect` in `register`, on the very thread that it waits for."""
+        """Returns nothing. Without this method, ``register`` calls `collect` on the loop's thread, which would hang."""
         return []
 
     async def _look(self) -> tuple[list[Stats], Link]:
@@ -81,7 +81,7 @@ async def main(name: str, port: int) -> None:
             responder = Responder(tun.mode, [ADDRESS])
             await first_to_end(stop.wait(), *(serve(queue, responder, Count(queue)) for queue in tun.queues))
         finally:
-            await asyncio.to_thread(server.shutdown)  # which waits for a request that waits for this loop
+            await asyncio.to_thread(server.shutdown)  # in a thread, because it waits for requests, which need this loop
             server.server_close()
             thread.join()
 

@@ -1,6 +1,6 @@
-"""Gives the namespace that it runs in a way out through passt, without root anywhere.
+"""Connects a network namespace to the network through passt, without root.
 
-Outside, as yourself::
+Outside of the namespace, as an ordinary user::
 
     passt --foreground --ipv4-only --address 10.0.2.15 --netmask 24 --gateway 10.0.2.2 --socket /tmp/passt.socket
 
@@ -10,8 +10,8 @@ and inside, in another terminal::
     python examples/passt.py net0 /tmp/passt.socket &
     curl http://192.0.2.1/
 
-passt is a TCP/IP stack in user space: it turns what the namespace sends into sockets of an ordinary user. It is found at
-a Unix socket, where it speaks as with QEMU: each Ethernet frame behind its length in four bytes.
+passt is a TCP/IP stack in user space: it turns the packets of the namespace into sockets of an ordinary user. It listens
+on a Unix socket and uses the same format as with QEMU: each Ethernet frame follows its length in four bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MTU = 65520
 
 
 def split(received: bytes) -> tuple[list[bytes], bytes]:
-    """The frames that are there as a whole, and the rest."""
+    """The complete frames, and the remaining bytes."""
     frames, at = [], 0
     while len(received) - at >= 4:
         end = at + 4 + int.from_bytes(received[at : at + 4])
@@ -51,7 +51,7 @@ async def receive(reader: asyncio.StreamReader, queue: TuntapQueue) -> None:
     rest = b""
     while data := await reader.read(1 << 18):
         frames, rest = split(rest + data)
-        with contextlib.suppress(LinkDownError, InvalidFrameError):  # lost, as on any network
+        with contextlib.suppress(LinkDownError, InvalidFrameError):  # the frames are lost
             await queue.write_frames(frames)
     raise ConnectionResetError
 

@@ -1,7 +1,6 @@
-"""Counts the packets of two queues until SIGTERM or SIGINT comes, and then ends in order.
+"""Counts the packets of two queues until SIGTERM or SIGINT, and then closes everything in order.
 
-As root: ``python examples/stopping.py stop0``. The exit status is 0 when it was asked to stop, and 1 when the interface
-was deleted under it.
+As root: ``python examples/stopping.py stop0``. The exit status is 0 after a signal, and 1 if the interface was deleted.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from aiotuntap import AsyncTuntap, DeviceGoneError, QueueClosedError, TuntapQueu
 
 
 async def close_when(stop: asyncio.Event, tun: AsyncTuntap) -> None:
-    """Closes the interface when it is time to stop: every other task of the group then ends by itself."""
+    """Closes the interface when *stop* is set. All other tasks of the group then end by themselves."""
     await stop.wait()
     await tun.aclose()
 
@@ -25,7 +24,7 @@ async def count(queue: TuntapQueue) -> None:
 
 
 async def look(queue: TuntapQueue) -> None:
-    """The same with `read_frames`, which raises QueueClosedError when the queue is closed."""
+    """Does the same with `read_frames`, which raises QueueClosedError when the queue is closed."""
     while True:
         await queue.read_frames()
 
@@ -44,11 +43,11 @@ async def main(name: str) -> int:
                 group.create_task(count(tun.queues[0]))
                 group.create_task(look(tun.queues[1]))
         except* QueueClosedError:
-            pass  # this is how reading ends when the program closes the queue itself
+            pass  # reading ends with this error when the program closes the queue
         except* DeviceGoneError as errors:
             print(errors.exceptions[0].args[1], file=sys.stderr)
             status = 1
-    # Here the interface is gone. What is to be told at the end is told now, with nothing left to change it.
+    # The interface is closed, so the counters do not change any more.
     print(f"stopped: {tun.stats.frames_read} packets", flush=True)
     return status
 

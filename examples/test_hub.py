@@ -1,7 +1,10 @@
-"""How to test a switch or a VPN without root: a hub, and tests of it over links in memory, with faults.
+"""How to test a switch or a VPN without root: a hub, and its tests over links in memory, with faults.
 
-The hub is any code that is given packet streams; in the real program they are queues of interfaces. Run the tests with
-``python -m pytest examples/test_hub.py`` (they need ``pytest`` and ``pytest-asyncio``).
+The hub takes packet streams. In a real program they are queues of interfaces; in these tests they are in memory.
+
+Run the tests from the root of the repository (``pip install pytest pytest-asyncio``)::
+
+    python -m pytest -o asyncio_mode=auto examples/test_hub.py
 """
 
 from __future__ import annotations
@@ -15,16 +18,16 @@ import pytest
 from aiotuntap import DeviceGoneError, InvalidFrameError, LinkDownError, PacketStream
 from aiotuntap.testing import Faults, FaultyStream, MemoryStream, example_frame, memory_pair
 
-# -- what is tested ----------------------------------------------------------------------------------------------------
+# -- the hub -----------------------------------------------------------------------------------------------------------
 
 
 async def serve(port: PacketStream, others: Sequence[PacketStream]) -> None:
-    """Sends what comes in on one port out of all others, until the port is gone."""
+    """Sends the frames of one port to all others, until the port is gone."""
     with suppress(DeviceGoneError):
         while True:
             frames = await port.read_frames()
             for other in others:
-                with suppress(DeviceGoneError, LinkDownError, InvalidFrameError):  # lost, as on a cable
+                with suppress(DeviceGoneError, LinkDownError, InvalidFrameError):  # the frames are lost, as on a cable
                     await other.write_frames(frames)
 
 
@@ -39,7 +42,7 @@ async def hub(ports: Sequence[PacketStream]) -> None:
 
 @asynccontextmanager
 async def three_stations(faults: Faults, seed: int) -> AsyncIterator[tuple[list[MemoryStream], list[FaultyStream]]]:
-    """Three stations, each behind a link of 100 Mbit/s and 1 ms, joined by a hub whose ports have faults."""
+    """Three stations, each behind a link of 100 Mbit/s and 1 ms, connected by a hub whose ports have faults."""
     pairs = [memory_pair(bandwidth=100e6, latency=0.001) for _ in range(3)]
     ports = [FaultyStream(near, seed=seed + n, reading=faults) for n, (near, _) in enumerate(pairs)]
     stations = [far for _, far in pairs]
@@ -56,7 +59,7 @@ async def three_stations(faults: Faults, seed: int) -> AsyncIterator[tuple[list[
 
 
 async def received(station: MemoryStream) -> list[bytes]:
-    """What a station gets until nothing comes for a while."""
+    """The frames that a station receives, until none comes for 0.1 seconds."""
     frames: list[bytes] = []
     with suppress(TimeoutError):
         while True:
@@ -76,7 +79,7 @@ async def test_everyone_else_gets_every_frame() -> None:
         assert await received(stations[0]) == []
 
 
-@pytest.mark.parametrize("seed", range(5))  # when one fails, its seed repeats it
+@pytest.mark.parametrize("seed", range(5))  # the seed of a failed test repeats it
 async def test_links_lose_and_change_frames_and_the_hub_goes_on(seed: int) -> None:
     faults = Faults(drop=0.05, duplicate=0.05, reorder=0.05, corrupt=0.05, delay=0.05)
     async with three_stations(faults, seed) as (stations, ports):

@@ -1,6 +1,7 @@
-"""Answers ping with several unprivileged processes on one TUN interface, each of which holds one of its queues.
+"""Answers ping with several unprivileged processes on one TUN interface. Each process has one of its queues.
 
-The kernel spreads flows over the queues, and so over the workers and their processors. As root::
+The kernel distributes flows among the queues, and so among the worker processes and their CPUs. Run it as root, from the
+root of the repository::
 
     ip netns add demo
     ip netns exec demo python examples/workers.py work0 --workers 4 --user nobody
@@ -8,18 +9,18 @@ The kernel spreads flows over the queues, and so over the workers and their proc
 and in a second terminal, to ping, to see which process has which queue, and to kill one::
 
     ip netns exec demo ping 10.77.0.2
-    ip netns exec demo ip -d link show work0
+    ip netns exec demo python -m aiotuntap top --once
     kill -9 PROCESS
 
-The interface and all other workers go on: the kernel gives the flows of the dead one to those that are left, at the
-latest after the three seconds for which it remembers where a flow was answered. With ``--replace`` another worker takes
-its place. Ctrl-C ends them all. Then ``ip netns del demo``.
+The interface and all other workers continue. The kernel gives the flows of the dead worker to the others, after at most
+three seconds: for so long it remembers the queue of a flow. With ``--replace``, a new worker replaces the dead one.
+Press Ctrl-C to end all workers. Then remove the namespace: ``ip netns del demo``.
 
-The parent makes the interface and reads no frame of it. It keeps one queue for itself as a handle, disabled: a queue
-that is held but not read would swallow the flows that the kernel gives to it. A worker receives its queue over a Unix
-socket, disabled as well, adopts it, gives up its privileges and only then enables it, so that whatever a frame may do
-to a worker is done to a user who has no rights. (The queue itself stays in its hands: the kernel lets whoever holds one
-change settings such as the offloads or the carrier.)
+The parent creates the interface, but reads no frames. It keeps one disabled queue, to hold the interface. (An enabled
+queue that nobody reads would lose the flows that the kernel gives to it.) A worker receives its queue over a Unix
+socket, also disabled. It adopts the queue, drops its privileges, and only then enables the queue. So a frame that exploits
+a worker only gets the rights of an unprivileged user. But that user still has the queue, and with it may change settings
+such as the offloads or the carrier.
 """
 
 from __future__ import annotations
@@ -45,18 +46,18 @@ from aiotuntap import AsyncTuntap, DeviceGoneError, SetupError, TuntapQueue
 
 
 def drop_privileges(user: pwd.struct_passwd) -> None:
-    """Makes this process *user*'s for good. In this order: each step takes a privilege that the last one ends."""
+    """Makes this process run as *user*, irreversibly. The order matters: setuid() drops the privilege for the others."""
     try:
         os.setgroups([])
         os.setgid(user.pw_gid)
         os.setuid(user.pw_uid)
     except OSError as error:
-        text = f"cannot become user {user.pw_name!r}: {error.strerror}; this takes root, outside of a user namespace"
+        text = f"cannot become user {user.pw_name!r}: {error.strerror}; run as root, outside of a user namespace"
         raise SetupError(error.errno, text) from error
 
 
 def slowed_down(reply: Callable[[bytes], bytes | None], seconds: float) -> Callable[[bytes], bytes | None]:
-    """The same with more work: what several processes can share is the work, and not what the kernel does."""
+    """The same function with additional CPU time for each frame, to show that the work is shared by the processes."""
 
     def reply_later(frame: bytes) -> bytes | None:
         end = time.thread_time() + seconds
@@ -68,12 +69,12 @@ def slowed_down(reply: Callable[[bytes], bytes | None], seconds: float) -> Calla
 
 
 async def work(control: socket.socket, user: pwd.struct_passwd, addresses: list[Interface], seconds: float) -> None:
-    """Receives a queue over *control* and answers what comes in on it, until the other end of the socket is closed."""
+    """Receives a queue over *control* and answers its frames, until the other end of the socket is closed."""
     loop = asyncio.get_running_loop()
     _, fds, _, _ = socket.recv_fds(control, 1, 1)
     async with contextlib.aclosing(await AsyncTuntap.adopt(fds)) as tun:
         (queue,) = tun.queues
-        # Not earlier: adopting imports modules, which may lie where only root can read them.
+        # Not earlier: adopt() imports modules, which may be in a folder that only root can read.
         drop_privileges(user)
         await queue.enable()
         control.setblocking(False)
@@ -81,7 +82,7 @@ async def work(control: socket.socket, user: pwd.struct_passwd, addresses: list[
         responder = Responder(tun.mode, addresses)
         if seconds:
             responder.reply = slowed_down(responder.reply, seconds)
-        with contextlib.suppress(DeviceGoneError):  # the parent notices too, and says so once
+        with contextlib.suppress(DeviceGoneError):  # the parent reports it
             await first_to_end(serve(queue, responder, Count(queue)), loop.sock_recv(control, 1))
 
 
@@ -90,9 +91,9 @@ async def work(control: socket.socket, user: pwd.struct_passwd, addresses: list[
 
 @contextlib.asynccontextmanager
 async def worker(tun: AsyncTuntap) -> AsyncIterator[tuple[Process, socket.socket]]:
-    """A new process that gets a new queue, killed on the way out, and the socket on which it says that it is ready.
+    """A new process with a new queue, and a socket on which the process reports that it is ready.
 
-    Should this process die without a chance to kill anybody, the workers see its end of their sockets closed.
+    The process is killed at the end of the block. If the parent dies, the workers notice that the socket is closed.
     """
     ours, theirs = socket.socketpair()
     with ours:
@@ -100,7 +101,8 @@ async def worker(tun: AsyncTuntap) -> AsyncIterator[tuple[Process, socket.socket
             (queue,) = await tun.add_queues()
             await queue.disable()
             socket.send_fds(ours, [b"!"], [queue.fileno()])
-            # The descriptor under way keeps the queue. Two processes that both watch it would take each other's frames.
+            # The queue stays open, because its descriptor is in the socket. The parent must not watch it too: it would
+            # read frames of the worker.
             await tun.remove_queues(queue)
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -108,19 +110,19 @@ async def worker(tun: AsyncTuntap) -> AsyncIterator[tuple[Process, socket.socket
                 *sys.argv[1:],
                 f"--worker={theirs.fileno()}",
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the parent alone
+                start_new_session=True,  # Ctrl-C must only reach the parent
             )
         ours.setblocking(False)
         try:
             yield process, ours
         finally:
-            with contextlib.suppress(ProcessLookupError):  # it has nothing to put in order that the kernel does not
+            with contextlib.suppress(ProcessLookupError):  # the kernel cleans up after it
                 process.kill()
             await process.wait()
 
 
 async def keep_working(number: int, tun: AsyncTuntap, replace: bool) -> None:
-    """Has one worker run, and reports when it is ready and when it died. Returns when it is not to be replaced."""
+    """Runs one worker, and prints when it is ready and when it ends. With *replace*, starts the next one."""
     loop = asyncio.get_running_loop()
     while True:
         async with worker(tun) as (process, control):
@@ -132,11 +134,11 @@ async def keep_working(number: int, tun: AsyncTuntap, replace: bool) -> None:
         print(f"worker {number}: process {process.pid} {cause}", flush=True)
         if not replace:
             return
-        await asyncio.sleep(0.5)  # one that dies at once should not keep the machine busy
+        await asyncio.sleep(0.5)  # limits the rate if workers fail at once
 
 
 async def keep_all_working(workers: int, tun: AsyncTuntap, replace: bool) -> None:
-    """The same for all workers. When one cannot be started, the others end as well."""
+    """Runs all workers. If one cannot be started, the others end too."""
     try:
         async with asyncio.TaskGroup() as group:
             for number in range(workers):
@@ -146,13 +148,13 @@ async def keep_all_working(workers: int, tun: AsyncTuntap, replace: bool) -> Non
 
 
 async def keep_watch(handle: TuntapQueue) -> None:
-    """Raises DeviceGoneError when the interface is deleted: nothing else ever happens on a disabled queue."""
+    """Raises DeviceGoneError when the interface is deleted. A disabled queue gets no frames."""
     async for _ in handle:
         pass
 
 
 async def run(tun: AsyncTuntap, workers: int, replace: bool, addresses: list[Interface]) -> int:
-    """Opens the interface and keeps the workers, until SIGINT or SIGTERM. Returns the exit status."""
+    """Opens the interface and runs the workers, until SIGINT or SIGTERM. Returns the exit status."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -163,12 +165,12 @@ async def run(tun: AsyncTuntap, workers: int, replace: bool, addresses: list[Int
         print(f"{tun.name}: {workers} workers, {' '.join(map(str, addresses))}", flush=True)
         await first_to_end(stop.wait(), keep_watch(handle), keep_all_working(workers, tun, replace))
     if not stop.is_set():
-        print("no worker is left", file=sys.stderr)
+        print("all workers have ended", file=sys.stderr)
     return 0 if stop.is_set() else 1
 
 
 async def first_to_end(*work: Awaitable[object]) -> None:
-    """Runs all of *work* until the first of it ends, cancels the rest, and raises what went wrong."""
+    """Runs all of *work* until the first of it ends, cancels the rest, and raises the error of the first if it failed."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -184,23 +186,30 @@ def user_entry(name: str) -> pwd.struct_passwd:
     try:
         return pwd.getpwnam(name)
     except KeyError:
-        raise argparse.ArgumentTypeError(f"there is no user {name!r}") from None
+        raise argparse.ArgumentTypeError(f"user {name!r} does not exist") from None
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Answers ping with several unprivileged processes.")
-    parser.add_argument("name", help="of the interface, such as work0; '' or 'work%%d' lets the kernel choose")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes, each with one queue")
-    parser.add_argument("--user", type=user_entry, default="nobody", help="whom the workers run as")
+    parser.add_argument("name", help="name of the interface, such as work0; with '' or 'work%%d' the kernel chooses")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="number of processes, each with one queue")
+    parser.add_argument("--user", type=user_entry, default="nobody", help="user that the workers run as")
     parser.add_argument("--replace", action="store_true", help="start another worker when one dies")
-    parser.add_argument("--address", type=ip_interface, action="append", help="such as 10.77.0.1/24; may be repeated")
-    parser.add_argument("--work", type=float, default=0, metavar="US", help="microseconds more that each frame takes")
-    parser.add_argument("--uvloop", action="store_true", help="run on uvloop, a package of its own")
+    parser.add_argument(
+        "--address",
+        type=ip_interface,
+        action="append",
+        help="address of the interface, such as 10.77.0.1/24; may be repeated",
+    )
+    parser.add_argument(
+        "--work", type=float, default=0, metavar="US", help="additional microseconds of work for each frame"
+    )
+    parser.add_argument("--uvloop", action="store_true", help="run on uvloop (pip install uvloop)")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # in a worker: the socket to its parent
     options = parser.parse_args()
     addresses = options.address or [ip_interface("10.77.0.1/24"), ip_interface("fd77::1/64")]
     if options.workers < 1:
-        parser.error("--workers: at least 1")
+        parser.error(f"--workers must be at least 1, not {options.workers}")
     run_loop = asyncio.run
     if options.uvloop:
         import uvloop

@@ -1,8 +1,8 @@
 /*
- * Batches of datagrams: recvmsg(2) with UDP_GRO, where one message is many datagrams of one flow, and sendmsg(2) with
- * UDP_SEGMENT, the same the other way. See udp(7), and for the own address of a datagram ip(7) and ipv6(7).
+ * Batches of datagrams: recvmsg(2) with UDP_GRO and sendmsg(2) with UDP_SEGMENT. With both, one message holds several
+ * datagrams of one flow. See udp(7), and for the local address of a datagram ip(7) and ipv6(7).
  *
- * An address is bytes: a sockaddr_in or sockaddr_in6, and perhaps the own address behind it. See aiotuntap/_address.py.
+ * An address is bytes: a sockaddr_in or sockaddr_in6, perhaps followed by the local address. See aiotuntap/_address.py.
  */
 #define _GNU_SOURCE /* struct in6_pktinfo */
 #include "module.h"
@@ -39,7 +39,7 @@ union control {
 /* -- receiving ----------------------------------------------------------------------------------------------------- */
 
 struct message {
-    Py_ssize_t size, segment; /* all its datagrams have this size but for the last one, which may be shorter */
+    Py_ssize_t size, segment; /* segment: size of all its datagrams; the last one may be shorter */
     size_t address_size;
     uint8_t address[LARGEST_ADDRESS];
 };
@@ -55,7 +55,7 @@ static void add_address(struct message *message, const void *data, size_t size)
     message->address_size += size;
 }
 
-/* An IPv4 address in IPv6 becomes one of IPv4, so that a sender has one address on whatever socket. */
+/* An IPv4-mapped IPv6 address becomes an IPv4 address, so that a sender has the same address on every socket. */
 static void set_address(struct message *message, const union name *name, const struct in_addr *own,
                         const struct in6_addr *own6)
 {
@@ -85,7 +85,7 @@ static void set_address(struct message *message, const union name *name, const s
         add_address(message, own, sizeof *own);
 }
 
-/* Receives one message to *to, which has room for READ_SIZE bytes. Returns 0 or the errno. */
+/* Receives one message into *to, which has READ_SIZE bytes. Returns 0 or the errno. */
 static int receive(int fd, char *to, bool is_named, struct message *message)
 {
     struct iovec iov = {to, READ_SIZE};
@@ -128,7 +128,7 @@ static Py_ssize_t count_of(const struct message *message)
     return message->size ? (message->size + message->segment - 1) / message->segment : 1;
 }
 
-/* Gives back the reserve, when there is no memory, or a signal came. False if that was done before. */
+/* Frees the reserve if there is no memory, or after a signal. False if it was freed before. */
 static bool find_memory(void **reserve)
 {
     bool found = *reserve != NULL;
@@ -167,7 +167,7 @@ static bool append_datagram(PyObject *list, const char *data, Py_ssize_t size, P
     return false;
 }
 
-/* All datagrams of the messages, as far as there is memory. Returns how many there was none for. */
+/* Makes the objects of all datagrams, as far as there is memory. Returns how many datagrams are lost. */
 static Py_ssize_t append_all(PyObject *list, const char *data, const struct message *messages, int count,
                              PyObject *addresses, void **reserve)
 {
@@ -198,9 +198,9 @@ static Py_ssize_t append_all(PyObject *list, const char *data, const struct mess
 }
 
 /*
- * What was received must not be lost for lack of memory: for the objects of all that is in the arena there is a reserve,
- * and without that nothing more is received. Both are taken out of the state meanwhile, since *addresses* may run Python
- * code, which may come here again.
+ * Received datagrams must not be lost for lack of memory. The reserve is enough for the objects of all datagrams in the
+ * arena, and without a reserve nothing more is received. Both are removed from the state during the call, because
+ * *addresses* may run Python code, which may call this function again.
  */
 PyObject *receive_batch(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
@@ -224,7 +224,7 @@ PyObject *receive_batch(PyObject *module, PyObject *const *args, Py_ssize_t give
     state->reserve = NULL;
     if (!arena || !reserve)
         error = ENOMEM;
-    /* A message that looks like going past the limit is left where it is: see the caller. */
+    /* A message that may exceed the limit is left in the kernel: see the caller. */
     while (!error && total < MOST_MESSAGES && used <= ARENA - READ_SIZE && bytes < enough &&
            (total == 0 ? limit > 0 : datagrams + before <= limit)) {
         struct message *message = &messages[count];
@@ -241,10 +241,10 @@ PyObject *receive_batch(PyObject *module, PyObject *const *args, Py_ssize_t give
         if (before > 1) {
             together++;
             segments += before;
-            /* While they are in the cache, and so that the next message finds the same memory there. */
+            /* Now, while the data is in the CPU's cache. The next message uses the same memory. */
             lost += append_all(list, arena, messages, count, addresses, &reserve);
             used = count = 0;
-            if (!reserve) /* what is received next might be lost */
+            if (!reserve) /* the next message might be lost */
                 break;
         }
     }
@@ -274,7 +274,7 @@ static struct cmsghdr *add_control(struct msghdr *header, union control *control
     return next;
 }
 
-/* Where to, and from which of the own addresses. False if it is no address. */
+/* Sets the destination and the local address. False if it is not an address. */
 static bool address_message(struct msghdr *header, union control *control, union name *name, const char *address,
                             Py_ssize_t size)
 {
@@ -325,7 +325,7 @@ static bool add_to_run(struct together *run, PyObject *frames, Py_ssize_t index,
     return true;
 }
 
-/* Frames from number *index* on that can go together: all of one size, but for the last one, which may be shorter. */
+/* Frames from *index* on that can be sent in one message: all have one size; the last one may be shorter. */
 static void make_run(struct together *run, PyObject *frames, Py_ssize_t index, Py_ssize_t end, int largest, int together)
 {
     Py_ssize_t size, last, all;
@@ -340,7 +340,7 @@ static void make_run(struct together *run, PyObject *frames, Py_ssize_t index, P
         if (!add_to_run(run, frames, index++, size < LARGEST_RUN - all ? size : LARGEST_RUN - all))
             return;
         last = run->held[run->count - 1].size;
-        if (last == 0) { /* it would be a segment that nobody gets */
+        if (last == 0) { /* the kernel does not send an empty last segment */
             let_go(&run->held[--run->count]);
             return;
         }
@@ -369,7 +369,7 @@ PyObject *send_batch(PyObject *module, PyObject *const *args, Py_ssize_t given)
         address_size = PyBytes_Size(args[6]);
     }
     if (start < 0) {
-        PyErr_SetString(PyExc_TypeError, "start is below 0");
+        PyErr_SetString(PyExc_TypeError, "start must be at least 0");
         return NULL;
     }
     if (most > MOST_IN_BATCH)
@@ -381,7 +381,7 @@ PyObject *send_batch(PyObject *module, PyObject *const *args, Py_ssize_t given)
         union name name;
 
         if (address && !address_message(&header, &control, &name, address, address_size)) {
-            PyErr_SetString(PyExc_TypeError, "not an address");
+            PyErr_SetString(PyExc_TypeError, "the address must be an Address or None");
             return NULL;
         }
         make_run(&run, args[5], at, end, largest, together);

@@ -1,8 +1,8 @@
 /*
- * From plain frames to frames with a virtio_net_hdr, merged where that is safe.
+ * Merges plain frames into frames with a virtio_net_hdr, where this is safe.
  *
- * A frame joins the run of its flow if it is what segmenting would make as the next one. Most frames follow the one
- * before them, so that is tried first; otherwise, a table leads from a flow to its latest run.
+ * A frame joins the run of its flow if segmenting would produce exactly this frame next. Most frames continue the run of
+ * the frame before, so that run is tried first. Otherwise, a table maps a flow to its latest run.
  */
 #include "packet.h"
 
@@ -12,8 +12,8 @@ enum {
     MOST_IN_RUN = 64,
     LARGEST_PACKET = 65535,
     /*
-     * Runs in one place of the table that are looked at. The table has at least twice as many places as frames, so that
-     * this many in one place do not come by chance.
+     * The most runs in one slot of the table to look at. The table has at least twice as many slots as there are frames,
+     * so without an attack a slot never has so many runs.
      */
     MOST_PROBES = 16,
 };
@@ -23,8 +23,8 @@ enum {
 /* -- the table of flows -------------------------------------------------------------------------------------------- */
 
 /*
- * Where the runs of a flow are in the table: the products of pairs of keyed words, all added up. For any two flows that
- * are chosen without the key, the chance of the same sum is below 2**-31.
+ * The hash of a flow: the sum of the products of pairs of keyed words. For two flows that are chosen without knowing the
+ * key, the probability of equal hashes is below 2**-31.
  */
 static uint32_t place_of(const struct plan *plan, const uint8_t *frame, const struct layout *l,
                          const struct flow_key *key)
@@ -54,14 +54,14 @@ static uint32_t place_of(const struct plan *plan, const uint8_t *frame, const st
         }
     }
 #undef ADD_PAIR
-    hash ^= hash >> 32; /* numbers in a row would else come to stand in few places, with some keys */
+    hash ^= hash >> 32; /* otherwise, with some keys, consecutive numbers would fill few slots */
     hash *= 0x9e3779b97f4a7c15u;
     return (uint32_t)(hash >> (64 - plan->table_bits));
 }
 
 static inline bool same_bytes(const uint8_t *a, const uint8_t *b, uint32_t size)
 {
-    return !size || !memcmp(a, b, size); /* TUN frames have no link layer: mostly, there is nothing to call for */
+    return !size || !memcmp(a, b, size); /* TUN frames have no link layer: avoid the call */
 }
 
 static bool same_flow(const struct plan *plan, const struct run *run, const uint8_t *frame, const struct layout *l)
@@ -75,8 +75,8 @@ static bool same_flow(const struct plan *plan, const struct run *run, const uint
 }
 
 /*
- * Where the number of the latest run of this flow is kept, or has its place: *found* says which. NULL after too many
- * others. In each place, the runs that still count are on top of those that do not.
+ * The link that points to the latest run of this flow, or where such a run has to be inserted: *found* says which. NULL
+ * after too many other runs. In each slot, runs that still count come before outdated ones.
  */
 static uint32_t *find_flow(struct plan *plan, const uint8_t *frame, const struct layout *l, const struct flow_key *key,
                            bool *found)
@@ -115,7 +115,7 @@ static uint8_t offload_of(const struct layout *l)
     return l->version == 4 ? USO4 : USO6;
 }
 
-/* Lets others join, if the first frame is of a kind that can be merged. Its checksums are looked at when one comes. */
+/* Opens the run if its first frame can be merged. Its checksums are checked when a second frame comes. */
 static void open_run(const struct plan *plan, struct run *run, unsigned offload)
 {
     const struct layout *l = &run->layout;
@@ -131,17 +131,17 @@ static void open_run(const struct plan *plan, struct run *run, unsigned offload)
         if (ip[6] & 0x80) /* a reserved bit */
             return;
         run->ident = get16(ip + 4);
-        /* With DF, an identification means nothing (RFC 6864). Without, it must not start again from 0. */
+        /* With DF, the identification has no meaning (RFC 6864). Without DF, it must not wrap. */
         if (!(ip[6] & 0x40) && run->most > 0x10000u - run->ident)
             run->most = 0x10000u - run->ident;
     }
     if (l->protocol == TCP) {
         uint32_t others;
 
-        if ((transport[13] & ~ECE) != ACK) /* with PSH it would be the last one as well */
+        if ((transport[13] & ~ECE) != ACK) /* a frame with PSH ends a run */
             return;
         run->sequence = get32(transport + 4);
-        others = (UINT32_MAX - run->sequence) / payload_size; /* that can follow before it starts again from 0 */
+        others = (UINT32_MAX - run->sequence) / payload_size; /* how many can follow before the number wraps */
         if (run->most > others)
             run->most = others + 1;
     } else if (get16(transport + 4) != l->end - l->transport) {
@@ -153,7 +153,7 @@ static void open_run(const struct plan *plan, struct run *run, unsigned offload)
     run->open = true;
 }
 
-/* Whether all checksums are right, and UDP has one at all: a super-frame of UDP always has. */
+/* Whether all checksums are correct. UDP must have one, because a UDP super-frame always has one. */
 static bool is_sound(const struct frame *frame, const struct layout *l)
 {
     uint32_t length = frame->size - l->transport;
@@ -165,7 +165,7 @@ static bool is_sound(const struct frame *frame, const struct layout *l)
     return fold(add(pseudo_header_sum(frame->data, l, length), sum_of(frame->data + l->transport, length))) == 0xffff;
 }
 
-/* Whether the headers are those that the next frame of the run must have. Only PSH and checksums are free. */
+/* Whether the headers are those that the next frame of the run must have, except for PSH and checksums. */
 static bool continues(const struct run *run, const struct frame *first, const struct frame *frame)
 {
     const struct layout *l = &run->layout;
@@ -238,7 +238,7 @@ struct plan *plan_new(uint32_t frame_count)
     if (!(plan = malloc(size)))
         return NULL;
     *plan = (struct plan){.frame_count = frame_count, .table_bits = bits};
-    plan->frames = (struct frame *)(plan + 1); /* what needs the widest alignment comes first */
+    plan->frames = (struct frame *)(plan + 1); /* ordered by alignment, largest first */
     plan->runs = (struct run *)(plan->frames + frame_count);
     plan->next = (uint32_t *)(plan->runs + frame_count);
     plan->table = plan->next + frame_count;
@@ -268,7 +268,7 @@ void plan_make(struct plan *plan, bool tap, unsigned offload, const struct flow_
             continue;
         if (parse(frame->data, frame->size, tap, &layout))
             link = find_flow(plan, frame->data, &layout, key, &found);
-        if (!link) { /* it may belong to any flow: nothing that comes after it may go before it */
+        if (!link) { /* the flow is unknown: no later frame may overtake this one */
             new_run(plan, i);
             plan->oldest = plan->run_count;
             latest = NULL;
@@ -281,7 +281,7 @@ void plan_make(struct plan *plan, bool tap, unsigned offload, const struct flow_
         }
         latest = new_run(plan, i);
         latest->layout = layout;
-        latest->below = run ? run->below : *link; /* in place of the flow's last run, or on top */
+        latest->below = run ? run->below : *link; /* replaces the flow's last run, or becomes the first in the slot */
         open_run(plan, latest, offload);
         *link = plan->run_count - 1;
     }
@@ -297,7 +297,7 @@ uint32_t run_size(const struct plan *plan, const struct run *run, uint32_t heade
     return header_size + whole + (run->count - 2) * (whole - payload) + last - payload;
 }
 
-/* The virtio_net_hdr, and the headers as they are for all frames of the run together. */
+/* Writes the virtio_net_hdr, and the headers of the super-frame. */
 static void write_headers(const struct plan *plan, const struct run *run, uint32_t size, uint8_t *to, uint8_t *frame)
 {
     const struct layout *l = &run->layout;

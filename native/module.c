@@ -1,9 +1,9 @@
 /*
- * aiotuntap._native: the packet path against the stable ABI of CPython 3.11. It is optional, and what it does not take
- * it hands back, as None or LOOK: the Python functions of the same names then decide, raise, and word the error.
+ * aiotuntap._native: the packet path, for the stable ABI of CPython 3.11. It is optional. For arguments that it does not
+ * handle it returns None or LOOK: Python functions of the same names then handle them and raise the errors.
  *
- * Nothing waits here: descriptors are non-blocking. The GIL is held throughout, which is faster than to release it for
- * batches that are bounded; and no Python code runs while the module's own buffer is in use.
+ * Nothing waits here: descriptors are non-blocking. The GIL is held all the time: batches are small, and releasing it
+ * would cost more. No Python code runs while the module's own buffer is in use.
  */
 #include "module.h"
 
@@ -19,13 +19,13 @@
 /* -- reading ------------------------------------------------------------------------------------------------------- */
 
 /*
- * What was read must not be lost for lack of memory. A large frame is read into an object that is handed out itself,
- * which also saves a copy; it then has more memory than it needs, at most twice as much. Small frames are read one after
- * another before an object is made of any, which takes 100 ns less for each than between two system calls. For their
- * objects, there is a reserve.
+ * Frames that were read must not be lost for lack of memory. A large frame is read into the object that is returned,
+ * which also saves a copy; the object then has up to twice the memory that it needs. Small frames are all read first, and
+ * then their objects are made: this saves 100 ns for each, compared with making objects between system calls. A reserve
+ * guarantees the memory for these objects.
  */
 
-/* One frame, or NULL and an errno; never an exception. */
+/* Returns one frame, or NULL and an errno. It never sets an exception. */
 static PyObject *read_frame(struct state *state, int fd, int *error)
 {
     PyObject *frame;
@@ -52,7 +52,7 @@ static PyObject *read_frame(struct state *state, int fd, int *error)
     }
     frame = state->place;
     state->place = NULL;
-    to[size] = '\0'; /* as bytes always end */
+    to[size] = '\0'; /* bytes objects always end with a zero byte */
     Py_SET_SIZE((PyVarObject *)frame, size);
     return frame;
 }
@@ -72,7 +72,7 @@ static void read_large(struct state *state, int fd, struct batch *batch)
 {
     PyObject *frame;
 
-    if (PyList_Append(batch->frames, Py_None) < 0) { /* the place in the list, before there is a frame */
+    if (PyList_Append(batch->frames, Py_None) < 0) { /* allocate the place in the list before reading the frame */
         PyErr_Clear();
         batch->error = ENOMEM;
         return;
@@ -103,7 +103,7 @@ static bool append_copy(struct state *state, PyObject *list, const char *data, P
     }
 }
 
-/* Until the arena has no room for another one, or a large one came. */
+/* Reads until the arena has no room for another frame, or a large one came. */
 static void read_small(struct state *state, int fd, struct batch *batch)
 {
     Py_ssize_t sizes[MOST_IN_BATCH], count = 0, used = 0;
@@ -130,7 +130,7 @@ static void read_small(struct state *state, int fd, struct batch *batch)
     used = 0;
     for (Py_ssize_t i = 0; i < count; used += sizes[i++])
         if (!append_copy(state, batch->frames, state->arena + used, sizes[i])) {
-            batch->error = ENOMEM; /* somebody else was faster than the reserve */
+            batch->error = ENOMEM; /* another thread has used the freed reserve */
             break;
         }
 }
@@ -146,7 +146,7 @@ static PyObject *read_batch(PyObject *module, PyObject *const *args, Py_ssize_t 
         return NULL;
     batch.limit = limit < MOST_IN_BATCH ? limit : MOST_IN_BATCH;
     batch.enough = enough;
-    /* What the answer needs is made before a frame is read. */
+    /* The objects of the answer are made before a frame is read. */
     if (!(answer = PyTuple_New(2)))
         return NULL;
     if (!(batch.frames = PyList_New(0))) {
@@ -160,7 +160,7 @@ static PyObject *read_batch(PyObject *module, PyObject *const *args, Py_ssize_t 
             read_small(state, fd, &batch);
     }
     PyTuple_SetItem(answer, 0, batch.frames);
-    PyTuple_SetItem(answer, 1, PyLong_FromLong(batch.error)); /* so small an integer always exists already */
+    PyTuple_SetItem(answer, 1, PyLong_FromLong(batch.error)); /* small integers always exist: no allocation */
     return answer;
 }
 
@@ -198,7 +198,7 @@ static PyObject *write_batch(PyObject *module, PyObject *const *args, Py_ssize_t
     if ((start == -1 && PyErr_Occurred()) || (size = PySequence_Size(args[4])) < 0)
         return NULL;
     if (start < 0) {
-        PyErr_SetString(PyExc_TypeError, "start is below 0");
+        PyErr_SetString(PyExc_TypeError, "start must be at least 0");
         return NULL;
     }
     if (most > MOST_IN_BATCH)
@@ -228,7 +228,7 @@ static PyObject *write_one(PyObject *module, PyObject *const *args, Py_ssize_t g
         return NULL;
     if (thread != PyThread_get_thread_ident())
         return PyLong_FromLong(WRONG_THREAD);
-    if (PyBytes_CheckExact(args[3])) { /* the caller holds it meanwhile */
+    if (PyBytes_CheckExact(args[3])) { /* the caller has a reference */
         held.data = PyBytes_AsString(args[3]);
         held.size = PyBytes_Size(args[3]);
         error = write_held(fd, largest, &held);
@@ -288,7 +288,7 @@ static PyObject *segment(PyObject *module, PyObject *const *args, Py_ssize_t giv
     return list;
 }
 
-/* A frame as bytes of its own; NULL for what is no plain contiguous buffer, or with an exception. */
+/* A copy of a frame as bytes. NULL if it is not a contiguous buffer, or with an exception. */
 static PyObject *copy_of(PyObject *frame)
 {
     PyObject *copy;
@@ -301,7 +301,7 @@ static PyObject *copy_of(PyObject *frame)
     return copy;
 }
 
-/* Takes the frames into a plan, which owns them from then on. False, perhaps with an exception, if one is not taken. */
+/* Moves the frames into a plan, which owns them. False, perhaps with an exception, if a frame is not taken. */
 static bool take_frames(struct plan *plan, PyObject *frames)
 {
     for (uint32_t i = 0; i < plan->frame_count; i++) {
@@ -338,7 +338,7 @@ static PyObject *build_run(const struct plan *plan, const struct run *run, uint3
     return bytes;
 }
 
-/* The frame, the numbers of the plain frames in it, and the offload that it takes. */
+/* The frame, the indexes of the plain frames in it, and the offload that it requires. */
 static PyObject *describe_run(const struct plan *plan, const struct run *run, uint32_t header_size)
 {
     PyObject *answer = PyTuple_New(3), *bytes = build_run(plan, run, header_size);
@@ -448,7 +448,7 @@ static void module_free(void *module)
     free(state->reserve);
 }
 
-/* PyCFunction is the type of all methods in the table, whatever their flags make of their arguments. */
+/* All methods in the table are cast to PyCFunction; their flags tell their real type. */
 #define FAST(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL}
 
 static PyMethodDef methods[] = {
@@ -458,8 +458,8 @@ static PyMethodDef methods[] = {
 };
 
 /*
- * Py_mod_multiple_interpreters came with 3.12 and is not in the limited API of 3.11, which refuses to load a slot that
- * it does not know. Free-threading is not declared: this relies on the GIL.
+ * Py_mod_multiple_interpreters is new in 3.12 and not in the limited API of 3.11, and 3.11 refuses modules with unknown
+ * slots. Free-threading is not declared, because this module relies on the GIL.
  */
 #define MULTIPLE_INTERPRETERS 3
 #define PER_INTERPRETER_GIL ((void *)2)

@@ -1,5 +1,5 @@
 /*
- * What the files that know Python have in common: the module's state, arguments, and frames that come from Python.
+ * Shared by the files that use Python: the module's state, arguments, and frames from Python.
  */
 #ifndef AIOTUNTAP_MODULE_H
 #define AIOTUNTAP_MODULE_H
@@ -18,17 +18,17 @@ enum {
     MOST_IN_BATCH = 256,
     ARENA = 4 * READ_SIZE,
     RESERVE = 2 * ARENA,
-    LOOK = -1,         /* in the place of an errno: this frame was not tried */
-    WRONG_THREAD = -2, /* nor was this one, since the caller is not the thread that it has to be */
+    LOOK = -1,         /* returned instead of an errno: this frame was not tried */
+    WRONG_THREAD = -2, /* not tried either: this thread must not use the stream */
 };
 
 struct state {
     struct flow_key key;
-    /* Each of the three is NULL until it is needed, and is there before something is read. */
-    PyObject *place; /* bytes of READ_SIZE that nobody else knows: where the next large frame is read to */
-    char *arena;     /* of ARENA: where small frames are read to, one after the other */
-    void *reserve;   /* of RESERVE: for the objects of all frames in the arena, when memory has run out */
-    bool is_large;   /* the last frame was: the next one probably is as well */
+    /* Each of the three is NULL until it is needed, and is allocated before something is read. */
+    PyObject *place; /* bytes of READ_SIZE without another reference: the next large frame is read into it */
+    char *arena;     /* ARENA bytes: small frames are read into it, one after the other */
+    void *reserve;   /* RESERVE bytes: freed for the objects of the frames in the arena when memory is exhausted */
+    bool is_large;   /* the last frame was large: the next one probably is, too */
 };
 
 /* -- arguments ----------------------------------------------------------------------------------------------------- */
@@ -41,7 +41,7 @@ static inline bool count_is(Py_ssize_t given, Py_ssize_t expected)
     return false;
 }
 
-/* Every argument that is a number fits into an int, or is a limit that is as good as the largest one. */
+/* Numbers that do not fit into an int are limits: INT_MAX has the same effect. */
 static inline bool int_of(PyObject *object, int *value)
 {
     int overflow;
@@ -55,17 +55,18 @@ static inline bool int_of(PyObject *object, int *value)
 
 /* -- frames from Python -------------------------------------------------------------------------------------------- */
 
-/* A frame whose memory stays where it is until `let_go`. */
+/* A frame whose memory stays valid until `let_go`. */
 struct held {
     const void *data;
     Py_ssize_t size;
-    PyObject *owner;  /* of bytes */
-    Py_buffer buffer; /* of anything else, if owner is NULL */
+    PyObject *owner;  /* if the frame is bytes; otherwise NULL */
+    Py_buffer buffer; /* if owner is NULL */
 };
 
 /*
- * Forgets the exception of a frame that is handed back: Python meets it again. That of a signal handler, which may have
- * run in a buffer that is written in Python, it would not: the signal is raised again.
+ * Clears the exception of a frame that is handed back to Python, where the same exception is raised again. An exception
+ * of a signal handler would be lost, so the signal is raised again. (A buffer may be implemented in Python, and signal
+ * handlers run there.)
  */
 static inline void hand_back(void)
 {
@@ -74,7 +75,7 @@ static inline void hand_back(void)
     PyErr_Clear();
 }
 
-/* False for what is no plain contiguous buffer. */
+/* False if the frame is not a contiguous buffer. */
 static inline bool hold(PyObject *frame, struct held *held)
 {
     if (PyBytes_CheckExact(frame)) {
@@ -103,7 +104,7 @@ static inline void let_go(struct held *held)
         PyBuffer_Release(&held->buffer);
 }
 
-/* The same of an item of a sequence. */
+/* The same for an item of a sequence. */
 static inline bool hold_item(PyObject *frames, Py_ssize_t index, struct held *held)
 {
     PyObject *frame = PySequence_GetItem(frames, index);

@@ -1,6 +1,6 @@
 /*
- * What segmenting and merging have in common: words and sums, and where the headers of a frame are. Everything is
- * checked against the real size of a frame before it is read.
+ * Shared by segmenting and merging: words, checksums, and finding the headers of a frame. Every offset is checked
+ * against the real size of the frame before it is read.
  */
 #ifndef AIOTUNTAP_PACKET_H
 #define AIOTUNTAP_PACKET_H
@@ -21,7 +21,7 @@ struct vnet { /* the first bytes of a virtio_net_hdr, in the byte order of the m
 };
 _Static_assert(sizeof(struct vnet) == 10, "struct virtio_net_hdr has 10 bytes");
 
-/* -- words and sums ------------------------------------------------------------------------------------------------ */
+/* -- words and checksums ------------------------------------------------------------------------------------------- */
 
 static inline uint16_t get16(const uint8_t *at)
 {
@@ -53,8 +53,8 @@ static inline void put32(uint8_t *at, uint32_t value)
 }
 
 /*
- * A one's complement sum may be taken in the byte order of the machine and over words of any size (RFC 1071, 2): a
- * number that is added goes through `number`, and the result is stored as it is.
+ * A one's complement sum can be computed in the byte order of the machine, and over words of any size (RFC 1071, 2).
+ * Numbers to be added are converted by `number`; the result is stored without conversion.
  */
 static inline uint64_t add(uint64_t sum, uint64_t word)
 {
@@ -86,7 +86,7 @@ static inline uint16_t checksum(uint64_t sum)
     return (uint16_t)~fold(sum);
 }
 
-/* Of the last bytes, fewer than 8. What is missing counts as zeros that follow, whatever the byte order. */
+/* The sum of the last bytes, fewer than 8, padded with zeros. This is correct in both byte orders. */
 static inline uint64_t rest_sum(const uint8_t *from, uint32_t size)
 {
     uint64_t word = 0;
@@ -95,7 +95,7 @@ static inline uint64_t rest_sum(const uint8_t *from, uint32_t size)
     return word;
 }
 
-/* Four sums that do not wait for each other. */
+/* Four independent sums, which the CPU computes in parallel. */
 static inline uint64_t sum_of(const uint8_t *from, uint32_t size)
 {
     uint64_t a = 0, b = 0, c = 0, d = 0, words[4];
@@ -140,19 +140,19 @@ static inline uint64_t copy_and_sum(uint8_t *to, const uint8_t *from, uint32_t s
     return add(add(a, b), add(c, d));
 }
 
-/* -- where the headers are ----------------------------------------------------------------------------------------- */
+/* -- finding the headers ------------------------------------------------------------------------------------------- */
 
 static inline uint32_t ip_header_size(uint8_t version)
 {
     return version == 4 ? IPV4_HEADER : version == 6 ? IPV6_HEADER : 0;
 }
 
-/* Offset and IP version of the network header, version 0 for anything else; false if the frame ends before it does. */
+/* Offset and IP version of the network header; version 0 if it is not IP. False if the frame ends before the header. */
 bool network_header(const uint8_t *frame, uint32_t size, bool tap, uint32_t *network, uint8_t *version);
 
 /*
- * Finds the headers of an unfragmented TCP or UDP packet. False for anything else, for headers that are longer than
- * MOST_HEADERS, and where lengths are wrong.
+ * Finds the headers of an unfragmented TCP or UDP packet. False for other packets, for headers longer than MOST_HEADERS,
+ * and for wrong lengths.
  */
 bool parse(const uint8_t *frame, uint32_t size, bool tap, struct layout *layout);
 

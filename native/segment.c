@@ -1,7 +1,7 @@
-/* From one frame with a virtio_net_hdr to plain frames. */
+/* Turns a frame with a virtio_net_hdr into plain frames. */
 #include "packet.h"
 
-/* The sums of all headers but for the fields that differ between segments, and those fields of the first one. */
+/* Computes the sums of the header fields that all segments share, and stores the other fields of the first segment. */
 static void sum_headers(struct cut *cut)
 {
     const struct layout *l = &cut->layout;
@@ -99,7 +99,7 @@ uint32_t cut_size(const struct cut *cut, uint32_t index)
     return cut->layout.payload + (left < cut->gso_size ? left : cut->gso_size);
 }
 
-/* The checksum field holds the sum of a pseudo header: what is summed begins with that. */
+/* The checksum field already has the sum of the pseudo header, so it is included in the sum. */
 static void complete(const struct cut *cut, uint8_t *to)
 {
     uint32_t start = cut->csum_start;
@@ -107,7 +107,7 @@ static void complete(const struct cut *cut, uint8_t *to)
 
     memcpy(to, cut->frame, start);
     check = checksum(copy_and_sum(to + start, cut->frame + start, cut->size - start));
-    if (!check && cut->csum_offset == 6) /* for UDP, 0 means that there is none (RFC 768) */
+    if (!check && cut->csum_offset == 6) /* for UDP, 0 means no checksum (RFC 768) */
         check = 0xffff;
     put_sum(to + start + cut->csum_offset, check);
 }

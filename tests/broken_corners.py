@@ -1,6 +1,6 @@
 """More streams that are broken on purpose, each in one corner: a single kind of frame, one limit, the end, a cancellation.
 
-`tests.mutants` asked for them: without each of these, a line of the conformance checks could be missing unnoticed.
+`tests.mutants` needs them: without each of these, a line of the conformance checks could be removed unnoticed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ class TurnsRoundWithASmallLimit(Through):
         return frames[::-1] if limit == 5 else frames
 
 
-@fault("read_frames: another frame of 60 bytes came after the last", "reads_are_in_order", "frames_of_every_size_pass")
+@fault(
+    "read_frames: an additional frame of 60 bytes came after the last",
+    "reads_are_in_order",
+    "frames_of_every_size_pass",
+)
 class AddsAFrameToLongBatches(Through):
     async def read_frames(self, limit: int = 128) -> list[bytes]:
         frames = await super().read_frames(limit)
@@ -141,7 +145,7 @@ class ALeavingReaderTakesTheNextFrame(Through):
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-@fault("write_frames of nothing: a frame of 60 bytes was changed", "writes_are_in_order")
+@fault("write_frames of an empty list: a frame of 60 bytes was changed", "writes_are_in_order")
 class WritesAFrameForNothing(Through):
     async def write_frames(self, frames: Any) -> None:
         await super().write_frames([bytes(60)] if frames == [] else frames)
@@ -219,7 +223,7 @@ for _wrong, _as_batch in ((7, False), (None, False), (["text"], False), (7, True
     )
 
 
-@fault("after what is not a frame: a frame of 60 bytes was changed", "what_is_not_a_frame_is_refused")
+@fault("after objects that are not frames: a frame of 60 bytes was changed", "what_is_not_a_frame_is_refused")
 class WritesTextAndRefusesIt(Through):
     async def write_frame(self, frame: Any) -> None:
         if isinstance(frame, str):
@@ -374,7 +378,7 @@ class AlwaysSaysClosed(Through):
         return True
 
 
-@fault("frames that had come before the device went: frame 0", "frames_that_came_before_the_end_are_read")
+@fault("frames that arrived before the device was deleted: frame 0", "frames_that_came_before_the_end_are_read")
 class TurnsBatchesRoundAtTheEnd(Through):
     async def read_frame(self) -> bytes:
         if self.inner._error is not None and len(self.inner._buffer) > 1:
@@ -382,7 +386,7 @@ class TurnsBatchesRoundAtTheEnd(Through):
         return await super().read_frame()
 
 
-@fault("frames that had come before the device went were lost", "frames_that_came_before_the_end_are_read")
+@fault("frames that arrived before the device was deleted were lost", "frames_that_came_before_the_end_are_read")
 class LooksLoseWhatCameBeforeTheEnd(Through):
     def read_frame_nowait(self) -> bytes:
         if self.inner._error is not None:

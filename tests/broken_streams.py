@@ -205,7 +205,7 @@ class SwapsTwoFrames(Through):
         await super().write_frames(frames)
 
 
-@fault("read_frames: frame .* of 300: an earlier one was repeated", "reads_are_in_order")
+@fault("read_frames: frame .* of 300: an earlier frame came again", "reads_are_in_order")
 class RepeatsAFrame(Through):
     count = 0
 
@@ -267,7 +267,7 @@ class IterationReadsAhead(Through):
         return self._iterate()
 
 
-@fault("what was written comes back", "writes_are_in_order", "reading_does_not_block_writing")
+@fault("a frame that was written came back", "writes_are_in_order", "reading_does_not_block_writing")
 class Echoes(Through):
     def write_frames_nowait(self, frames: Any) -> int:
         count = super().write_frames_nowait(frames)
@@ -293,7 +293,7 @@ class GivesTuples(Through):
         return tuple(await super().read_frames(limit))  # type: ignore[return-value]
 
 
-@fault("read_frames returned without a frame", "reads_are_in_order")
+@fault("read_frames returned no frame", "reads_are_in_order")
 class GivesAnEmptyBatch(Through):
     count = 0
 
@@ -321,13 +321,13 @@ class IgnoresTheLimitWithoutWaiting(Through):
         return super().read_frames_nowait(128 if limit > 0 else limit)
 
 
-@fault("read_frames returned one frame each time while more were there", "read_frames_keeps_its_limit")
+@fault("read_frames returned one frame each time although more were available", "read_frames_keeps_its_limit")
 class GivesOneAtATime(Through):
     async def read_frames(self, limit: int = 128) -> list[bytes]:
         return await super().read_frames(min(limit, 1))
 
 
-@fault(r"read_frames\(1000000\) while fewer frames are there: nothing happened", "read_frames_keeps_its_limit")
+@fault(r"read_frames\(1000000\) while fewer frames are available: nothing happened", "read_frames_keeps_its_limit")
 class WaitsForAFullBatch(Through):
     async def read_frames(self, limit: int = 128) -> list[bytes]:
         frames = await super().read_frames(limit)
@@ -407,13 +407,13 @@ class CountsTooMany(Through):
 # -- several readers, and cancelled ones -------------------------------------------------------------------------------
 
 
-@fault("read_frame_nowait took a frame that a read_frame was waiting for already", "nowait_does_not_overtake")
+@fault("read_frame_nowait took a frame for which read_frame was waiting already", "nowait_does_not_overtake")
 class OvertakesWithoutWaiting(Through):
     def read_frame_nowait(self) -> bytes:
         return self.inner._buffer.popleft() if self.inner._buffer else super().read_frame_nowait()
 
 
-@fault("read_frames_nowait took a frame that a read_frame was waiting for already", "nowait_does_not_overtake")
+@fault("read_frames_nowait took a frame for which read_frame was waiting already", "nowait_does_not_overtake")
 class BatchOvertakesWithoutWaiting(Through):
     def read_frames_nowait(self, limit: int = 128) -> list[bytes]:
         return [self.inner._buffer.popleft()] if self.inner._buffer else super().read_frames_nowait(limit)
@@ -494,7 +494,7 @@ class CancelledReaderStaysInTheLine(Through):
             raise
 
 
-@fault("2000 times read_frame without waiting let no other task run", "readers_let_others_run")
+@fault("no other task ran during 2000 calls of read_frame that did not wait", "readers_let_others_run")
 class ReaderStarvesOthers(Through):
     async def read_frame(self) -> bytes:
         try:
@@ -503,7 +503,7 @@ class ReaderStarvesOthers(Through):
             return await super().read_frame()
 
 
-@fault("2000 times read_frames without waiting let no other task run", "readers_let_others_run")
+@fault("no other task ran during 2000 calls of read_frames that did not wait", "readers_let_others_run")
 class BatchReaderStarvesOthers(Through):
     async def read_frames(self, limit: int = 128) -> list[bytes]:
         try:
@@ -721,13 +721,13 @@ class OneLockForBoth(Through):
             await super().write_frame(frame)
 
 
-@fault("2000 times write_frame without waiting let no other task run", "writers_let_others_run")
+@fault("no other task ran during 2000 calls of write_frame that did not wait", "writers_let_others_run")
 class WriterStarvesOthers(Through):
     async def write_frame(self, frame: Any) -> None:
         super().write_frame_nowait(frame)
 
 
-@fault("2000 times write_frames without waiting let no other task run", "writers_let_others_run")
+@fault("no other task ran during 2000 calls of write_frames that did not wait", "writers_let_others_run")
 class BatchWriterStarvesOthers(Through):
     async def write_frames(self, frames: Any) -> None:
         if isinstance(frames, list) and len(frames) == 10 and type(frames[0]) is bytes:
@@ -811,7 +811,7 @@ class NeverSaysClosed(Through):
         return False
 
 
-@fault("closed must be False until aclose, also when the device is gone", "a_device_that_is_gone_stays_gone")
+@fault("closed must be False until aclose, also after the device was deleted", "a_device_that_is_gone_stays_gone")
 class SaysClosedWhenGone(Through):
     @property
     def closed(self) -> bool:
@@ -837,7 +837,7 @@ class IterationHangsWhenClosed(Through):
 
 
 @fault(
-    "async for, waiting task 1 when the device goes must raise DeviceGoneError",
+    "async for, waiting task 1 when the device is deleted must raise DeviceGoneError",
     "a_device_that_goes_wakes_everybody",
     "a_device_that_is_gone_stays_gone",
 )
@@ -850,7 +850,7 @@ class IterationEndsWhenTheDeviceIsGone(Through):
 
 
 @fault(
-    "read_frames, waiting task 1 when the device goes must raise DeviceGoneError: nothing",
+    "read_frames, waiting task 1 when the device is deleted must raise DeviceGoneError: nothing",
     "a_device_that_goes_wakes_everybody",
 )
 class BatchReaderHangsWhenTheDeviceGoes(Through):
@@ -862,7 +862,7 @@ class BatchReaderHangsWhenTheDeviceGoes(Through):
             return await never() if waits else await super().read_frames(limit)
 
 
-@fault("8 of 8 frames that had come before the device went were lost", "frames_that_came_before_the_end_are_read")
+@fault("8 of 8 frames that arrived before the device was deleted were lost", "frames_that_came_before_the_end_are_read")
 class DropsWhatCameBeforeTheEnd(Through):
     async def read_frame(self) -> bytes:
         if self.inner._error is not None:
@@ -870,7 +870,7 @@ class DropsWhatCameBeforeTheEnd(Through):
         return await super().read_frame()
 
 
-@fault("frames that had come before the device went were lost", "frames_that_came_before_the_end_are_read")
+@fault("frames that arrived before the device was deleted were lost", "frames_that_came_before_the_end_are_read")
 class BatchesDropWhatCameBeforeTheEnd(Through):
     async def read_frames(self, limit: int = 128) -> list[bytes]:
         if self.inner._error is not None:
@@ -909,6 +909,6 @@ for _name in ("read_frame", "read_frames", "write_frame", "write_frames"):
             Fault(
                 _wrong_end(_method, DeviceGoneError, _waits),
                 ("a_device_that_is_gone_stays_gone",),
-                f"{_method} when the device is gone must raise DeviceGoneError, not RuntimeError",
+                f"{_method} after the device was deleted must raise DeviceGoneError, not RuntimeError",
             ),
         ]

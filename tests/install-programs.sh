@@ -1,6 +1,6 @@
 #!/bin/sh
 # Usage: install-programs.sh PROGRAM[:PACKAGE] …
-# Makes sure that each program is there, from its Debian package where it is missing. A path stands for a file.
+# Installs the Debian package of each program that is missing. A path instead of a program means a file.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 missing=
@@ -15,5 +15,5 @@ fi
 echo "== installing Debian packages:$missing"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
-# shellcheck disable=SC2086 # one word a package
+# shellcheck disable=SC2086 # one word for each package
 apt-get install -y -qq --no-install-recommends $missing >/dev/null

@@ -1,9 +1,9 @@
 """Whether every line of the conformance checks is there because some broken stream needs it.
 
-Usage: ``python -m tests.mutants [WORDS]``. It takes the checks apart, one statement or one element of a list of cases at
-a time, and runs the broken streams of `tests.broken_streams` against what is left. A mutant survives if the correct stream
-still passes and each broken one is still found as it should be: then the part that is missing proves nothing, or
-there is no stream that needs it. WORDS choose mutants by what they are called.
+Usage: ``python -m tests.mutants [WORDS]``. It removes one statement of the checks, or
+one element of a list of cases, at a time, and runs the broken streams of `tests.broken_streams` with the rest. A mutant
+survives if the correct stream still passes and each broken stream is still found: then the removed part is not needed, or
+a broken stream for it is missing. WORDS select mutants by their names.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def mutants(module: ModuleType) -> Iterator[Mutant]:
 
 
 def _parts(tree: ast.Module) -> Iterator[tuple[str, int, str, Callable[[], None]]]:
-    """What can be left out of a module: who it belongs to, its line, its text, and how to leave it out."""
+    """A part of a module that can be removed: its function, its line, its text, and how to remove it."""
     for function in ast.walk(tree):
         if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
@@ -171,7 +171,7 @@ async def _around(stream: type[Through]) -> AsyncIterator[tuple[Through, MemoryS
 
 
 async def _run(check: Check, make: type[trial.Trial], stream: type[Through]) -> str | None:
-    """What the check says of a stream; None if it finds nothing."""
+    """The failure of the check for a stream, or None if it passes."""
     async with asyncio.timeout(20), _around(stream) as (made, far):
         try:
             await make(made, far, _TERMS, (_LATENCY, _LATENCY) if stream is Slow else (0, 0)).run(check)
@@ -189,7 +189,7 @@ def _on_alarm(*_: object) -> None:
 
 
 def killed(mutant: Mutant) -> str | None:
-    """By which stream the mutant is told from the checks as they are; None if it survives."""
+    """The stream for which the mutant differs from the original checks. None if the mutant survives."""
     changed = ModuleType(mutant.module.__name__)
     changed.__dict__.update(__name__=mutant.module.__name__, __package__=mutant.module.__package__)
     sys.modules[mutant.module.__name__] = changed

@@ -60,7 +60,7 @@ def vnet_header(
 
 @dataclass(frozen=True, kw_only=True)
 class Packet:
-    """One TCP or UDP frame by its fields. What is not asked for is as most hosts send it."""
+    """The fields of a TCP or UDP frame. The defaults are what most hosts send."""
 
     mode: Mode = Mode.TUN
     version: int = 4
@@ -190,7 +190,7 @@ class Packet:
         return vnet_header(**fields | lies, size=header_size) + self.build(partial=True)
 
     def pieces(self, gso_size: int) -> list[Packet]:
-        """What a network card makes of the packet if its segments are to have *gso_size* bytes of payload."""
+        """The segments that a network card makes of the packet, with *gso_size* bytes of payload each."""
         starts = range(0, max(len(self.payload), 1), gso_size)
         return [
             replace(

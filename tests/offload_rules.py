@@ -1,7 +1,7 @@
-"""What must hold for the results of segmenting and merging, whatever was given: a second opinion, slow and on its own.
+"""The rules for the results of segmenting and merging any input: an independent, slow implementation.
 
-It shares no code with the library. It does not make results, it looks at them: for valid frames `Packet.pieces` says
-what they are.
+It shares no code with the library. It does not produce results, but checks them. For valid frames, `Packet.pieces` has
+the expected result.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def check_cut(pieces: list[bytes], body: bytes, mode: Mode, gso_size: int) -> No
 
 
 class Merged(Protocol):
-    """What `merge` gives: the frame with its virtio_net_hdr, which frames it holds, and the offload that it takes."""
+    """The result of `merge`: the frame with its virtio_net_hdr, which frames it has, and the offload that it requires."""
 
     @property
     def data(self) -> bytes: ...

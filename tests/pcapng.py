@@ -1,4 +1,4 @@
-"""Reads a pcapng file by its specification alone: what a capture wrote, seen by somebody else."""
+"""An independent reader of pcapng files, written from the specification."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Packet:
 
 @dataclass
 class Recorded:
-    """What is in a file."""
+    """The content of a file."""
 
     packets: list[Packet] = field(default_factory=list)
     interfaces: list[str] = field(default_factory=list)

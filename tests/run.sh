@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
 # Each worker, and each program that a test starts, would compile every module again.
 unset PYTHONDONTWRITEBYTECODE
-sh tests/install-programs.sh ip:iproute2 ping:iputils-ping setpriv:util-linux ethtool iperf3 tcpdump tshark \
+sh tests/install-programs.sh ip:iproute2 ping:iputils-ping jq setpriv:util-linux ethtool iperf3 tcpdump tshark \
     wg:wireguard-tools wireguard-go nft:nftables sysctl:procps dnsmasq:dnsmasq-base udhcpc nsenter:util-linux \
     qemu-system-x86_64:qemu-system-x86 /usr/lib/ipxe/qemu/pxe-e1000.rom:ipxe-qemu \
     systemd-analyze:systemd passt
@@ -26,9 +26,8 @@ fi
 if [ $# = 0 ]; then
     workers=$(($(nproc) * 2))
     [ "$workers" -le 8 ] || workers=8
-    # shellcheck disable=SC2016 # expanded inside
-    set -- sh -c '"$1" -m pytest -q -n "$2" --dist worksteal -m "not alone" &&
-        exec "$1" -m pytest -q -m alone $(grep -rl --include="test_*.py" "mark.alone" tests)' sh "$python" "$workers"
+    alone=$(grep -rl --include='test_*.py' mark.alone tests | tr '\n' ' ')
+    set -- sh -c "'$python' -m pytest -q -n $workers --dist worksteal -m 'not alone' && exec '$python' -m pytest -q -m alone $alone"
 else
     set -- "$python" -m pytest "$@"
 fi

@@ -1,4 +1,4 @@
-"""Addresses of datagrams: text, tuples and bytes. The standard library's `ipaddress` is the second opinion."""
+"""Addresses of datagrams: text, tuples and bytes. Results are compared with the standard library's `ipaddress`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_what_the_kernel_takes() -> None:
     )
 
 
-def test_the_own_address() -> None:
+def test_an_address_with_a_local_address() -> None:
     address = from_bytes(Address("192.0.2.1:5") + bytes([192, 0, 2, 9]))
     assert (address.local, address.host, address.port) == ("192.0.2.9", "192.0.2.1", 5)
     assert (str(address), repr(address)) == ("192.0.2.1:5", "<Address 192.0.2.1:5 to 192.0.2.9>")
@@ -77,21 +77,21 @@ def test_it_is_a_value() -> None:
         ("192.0.2.1:65536", ValueError, "0 to 65535"),
         (("192.0.2.1", -1), ValueError, "0 to 65535"),
         ("example.org:5", ValueError, "getaddrinfo"),
-        ("192.0.2.1%lo:5", ValueError, "no interface"),
-        ("[fe80::1%nope]:5", ValueError, "no interface 'nope'"),
-        (":5", ValueError, "must name a host"),
-        ("", ValueError, "must name a host"),
+        ("192.0.2.1%lo:5", ValueError, "without an interface"),
+        ("[fe80::1%nope]:5", ValueError, "interface 'nope' does not exist"),
+        (":5", ValueError, "must have a host"),
+        ("", ValueError, "must have a host"),
         (5, TypeError, "not 5"),
         (("192.0.2.1",), TypeError, "tuple of host and port"),
         (b"192.0.2.1:5", TypeError, "text"),
     ],
 )
-def test_what_is_no_address(value: object, error: type[Exception], words: str) -> None:
+def test_invalid_addresses(value: object, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         Address(value)  # type: ignore[arg-type]
 
 
-def test_the_host_may_be_left_out_of_an_own_address() -> None:
+def test_a_local_address_may_have_no_host() -> None:
     assert split("") == ("", 0)
     assert split(":5") == ("", 5)
     assert split(("", 5)) == ("", 5)
@@ -100,12 +100,12 @@ def test_the_host_may_be_left_out_of_an_own_address() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("", ":5"), "remote ':5' must name a host and a port"),
-        (("", "192.0.2.1:0"), "must name a host and a port"),
+        (("", ":5"), "remote ':5' must have a host and a port"),
+        (("", "192.0.2.1:0"), "must have a host and a port"),
         (("127.0.0.1:0", "[::1]:5"), "one family"),
     ],
 )
-def test_arguments_that_make_no_sense(arguments: tuple[str, str], words: str) -> None:
+def test_invalid_arguments(arguments: tuple[str, str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         UdpStream(*arguments)
     with pytest.raises(ValueError, match="read_buffer"):

@@ -1,4 +1,4 @@
-"""eBPF programs as bytes; what the kernel makes of them is in ``kernel/test_bpf.py``."""
+"""eBPF programs as bytes. ``kernel/test_bpf.py`` runs them in the kernel."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_programs(program: bpf.Program, code: str) -> None:
     assert program.code == bytes.fromhex(code)
 
 
-def test_arguments_must_make_sense() -> None:
+def test_invalid_arguments() -> None:
     for make in (bpf.constant, bpf.by_field, bpf.keep):
         for wrong, error in ((-1, ValueError), (1 << 31, ValueError), (True, TypeError), ("1", TypeError)):
             with pytest.raises(error):
@@ -87,7 +87,7 @@ def test_system_call_numbers(machine: str, pointer_size: int, number: int) -> No
     assert bpf.syscall_number(machine, pointer_size) == number
 
 
-def test_an_unknown_machine_is_named_with_a_way_out() -> None:
+def test_an_unknown_machine_is_named_with_a_fix() -> None:
     with pytest.raises(SetupError, match="'vax'.*bpftool") as caught:
         bpf.syscall_number("vax")
     assert caught.value.errno == errno.ENOSYS

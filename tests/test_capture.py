@@ -1,4 +1,4 @@
-"""Recording a stream: what is in the file, and that the stream is none the worse for it, whatever the file does."""
+"""Recording a stream: the content of the file, and that the stream is not affected, even if writing fails."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Iterator[tuple[Path, int]]:
-    """A named pipe that somebody reads."""
+    """A named pipe with a reader."""
     name = tmp_path / "pipe"
     os.mkfifo(name)
     reader = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
@@ -55,7 +55,7 @@ def pipe(tmp_path: Path) -> Iterator[tuple[Path, int]]:
 # -- the stream --------------------------------------------------------------------------------------------------------
 
 
-async def test_is_as_good_a_stream_as_the_other_one(path: Path) -> None:
+async def test_a_captured_stream_conforms(path: Path) -> None:
     async with Capture(path) as capture:
 
         @asynccontextmanager
@@ -68,7 +68,7 @@ async def test_is_as_good_a_stream_as_the_other_one(path: Path) -> None:
     assert len(read(path).packets) > 1000
 
 
-async def test_is_as_good_a_stream_where_nothing_can_be_recorded() -> None:
+async def test_a_captured_stream_conforms_when_recording_fails() -> None:
     async with Capture("/dev/full") as capture:
 
         @asynccontextmanager
@@ -80,7 +80,7 @@ async def test_is_as_good_a_stream_where_nothing_can_be_recorded() -> None:
         assert capture.error is not None and capture.error.errno == errno.ENOSPC
 
 
-async def test_has_only_what_the_other_one_has(path: Path) -> None:
+async def test_a_captured_stream_has_the_attributes_of_the_wrapped_one(path: Path) -> None:
     class Plain:
         closed = False
         dropped = 7
@@ -249,7 +249,7 @@ async def test_a_full_disk_is_reported_once_and_disturbs_nobody(caplog: pytest.L
         assert capture.error is not None and capture.error.errno == errno.ENOSPC
     await exchange(stream, far)
     (message,) = warnings_in(caplog)
-    assert message == "the capture to '/dev/full' has ended: No space left on device; frames pass as before"
+    assert message == "the capture to '/dev/full' ended with an error: No space left on device; the traffic continues"
     assert caplog.records[0].levelno == logging.WARNING
 
 
@@ -282,7 +282,7 @@ async def test_a_pipe_that_nobody_reads_any_more(pipe: tuple[Path, int], caplog:
     assert len(warnings_in(caplog)) == 1
 
 
-async def test_what_is_missing_is_told(pipe: tuple[Path, int], tmp_path: Path) -> None:
+async def test_missing_packets_are_counted(pipe: tuple[Path, int], tmp_path: Path) -> None:
     near, far = memory_pair()
     capture = await Capture(pipe[0], buffer=100_000).open()
     stream = capture.wrap(near, name="memory", mode="tap")
@@ -328,7 +328,7 @@ async def test_a_descriptor_stays_the_callers(path: Path) -> None:
     assert read(path).data() == [example_frame(1)]
 
 
-async def test_a_file_is_for_its_owner_alone(path: Path) -> None:
+async def test_only_the_owner_can_read_the_file(path: Path) -> None:
     async with Capture(path):
         assert path.stat().st_mode & 0o777 == 0o600
 
@@ -347,17 +347,17 @@ async def test_wrong_arguments(path: Path) -> None:
             Capture(path, **wrong)
     near, _ = memory_pair()
     capture = Capture(path)
-    with pytest.raises(RuntimeError, match="not open"):
+    with pytest.raises(RuntimeError, match="not opened"):
         capture.wrap(near, name="memory", mode="tap")
     async with capture:
-        with pytest.raises(ValueError, match="both are needed for a MemoryStream"):
+        with pytest.raises(ValueError, match="needs name= and mode= for a MemoryStream"):
             capture.wrap(near)
         with pytest.raises(ValueError, match="11"):
             capture.wrap(near, name="memory", mode="tap", header_size=11)
         with pytest.raises(RuntimeError, match="opened or closed before"):
             await capture.open()
     await capture.aclose()
-    with pytest.raises(RuntimeError, match="not open"):
+    with pytest.raises(RuntimeError, match="closed: make a new one"):
         capture.wrap(near, name="memory", mode="tap")
 
 

@@ -86,7 +86,7 @@ def build(*rows: list[Packet]) -> list[bytes]:
 
 
 def judged(frames: list[bytes], mode: Mode, offload: Offload = Offload.ALL, header_size: int = 10) -> list[bytes]:
-    """What comes out, as it must be."""
+    """The expected result."""
     merged = merge(frames, mode, offload, header_size)
     check_merged(merged, frames, mode, offload, header_size)
     result = coalesce(frames, mode, offload=offload, header_size=header_size)
@@ -228,7 +228,7 @@ def test_a_smaller_payload_is_the_last(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_larger_payload_starts_anew(kind: str) -> None:
+def test_a_larger_payload_starts_a_new_run(kind: str) -> None:
     for before in BEFORE:
         assert groups(build(row(KINDS[kind], [9] * before + [10, 10, 9, 11, 11]))) == [before, 3, 2]
 
@@ -287,8 +287,8 @@ def test_numbers_that_wrap_end_a_run() -> None:
 
 
 @pytest.mark.parametrize("before", BEFORE)
-def test_numbers_that_wrap_change_nothing_beside_them(before: int) -> None:
-    """What comes before the sequence number is a port, and before the identification, a length."""
+def test_numbers_that_wrap_do_not_change_other_fields(before: int) -> None:
+    """The fields before the sequence number and the identification are a port and a length: they must not change."""
     ports = row(Packet(sequence=2**32 - 9 * before), [9] * (before + 8))
     for at in range(before, before + 8):
         ports[at] = replace(ports[at], destination_port=5202)
@@ -373,6 +373,7 @@ def test_headers_that_fill_a_frame_go_alone(mode: Mode, protocol: int, size: int
         assert groups([one.build(), head + rest, other.build()], mode) == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_no_memory_is_kept_for_headers_of_the_senders_choosing() -> None:
     """Neither of frames that are merged nor of others."""
     sizes = [*range(0, 200, 8), *range(0, 40_000, 200)]
@@ -551,7 +552,7 @@ def test_checksums_that_come_out_as_zero(protocol: int, version: int) -> None:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_tcp_checksum_of_ffff_is_as_right_as_one_of_zero(version: int) -> None:
+def test_a_tcp_checksum_of_ffff_is_as_valid_as_zero(version: int) -> None:
     whole = Packet(version=version, payload=filler(18, 2)).with_zero_checksums(9)
     first, second = row(whole, [9, 9])
     frames = build([replace(first, payload=whole.payload[:9]), replace(second, payload=whole.payload[9:])])
@@ -561,7 +562,7 @@ def test_a_tcp_checksum_of_ffff_is_as_right_as_one_of_zero(version: int) -> None
     assert coalesce([with_bytes(frame, at, b"\xff\xff") for frame in frames], "tun") == coalesce(frames, "tun")
 
 
-def test_an_ipv4_checksum_of_ffff_is_as_right_as_one_of_zero() -> None:
+def test_an_ipv4_checksum_of_ffff_is_as_valid_as_zero() -> None:
     first, second = row(Packet(identification=0), [9, 9])
     identification = struct.unpack_from(">H", first.build(), 10)[0]
     first, second = replace(first, identification=identification), replace(second, identification=identification + 1)
@@ -618,7 +619,7 @@ BARRIERS = {
 
 @pytest.mark.parametrize("name", BARRIERS)
 @pytest.mark.parametrize("mode", [Mode.TUN, Mode.TAP])
-def test_what_is_not_understood_ends_all_runs(name: str, mode: Mode) -> None:
+def test_unknown_packets_end_all_runs(name: str, mode: Mode) -> None:
     link = b"" if mode is Mode.TUN else Packet(mode=Mode.TAP).build()[:12]
     if mode is Mode.TAP and len(BARRIERS[name]) > 1:
         link += b"\x86\xdd" if BARRIERS[name][0] >> 4 == 6 else b"\x08\x00"
@@ -666,7 +667,7 @@ def test_vnet_headers_of_each_size(size: int) -> None:
     assert [frame[:size] for frame in result] == [frame[:10] + bytes(size - 10) for frame in coalesce(frames, "tun")]
 
 
-def test_nothing_of_nothing() -> None:
+def test_no_frames_give_no_frames() -> None:
     assert coalesce([], "tun") == coalesce(iter(()), "tap") == []
 
 
@@ -826,7 +827,7 @@ def test_traffic(case: tuple[list[bytes], Mode], offload: Offload, header_size: 
 
 @settings(max_examples=80)
 @given(traffic(), st.data())
-def test_traffic_with_frames_that_lie(case: tuple[list[bytes], Mode], data: st.DataObject) -> None:
+def test_traffic_with_frames_with_wrong_lengths(case: tuple[list[bytes], Mode], data: st.DataObject) -> None:
     frames, mode = case
     for at in data.draw(st.lists(st.integers(0, len(frames) - 1), min_size=1, max_size=4)):
         frames[at] = data.draw(spoiled(frames[at], 80))

@@ -1,4 +1,4 @@
-"""What the doctor makes of what it finds. What it finds on this machine: ``tests/kernel/test_cli.py``."""
+"""``doctor`` with made-up facts. ``tests/kernel/test_cli.py`` runs it on this machine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def refusing(number: int) -> Callable[..., int]:
 
 
 def probe_where_opening_fails(number: int, *, looks_right: bool) -> Node:
-    """What the doctor finds when the kernel refuses to open the node, and, on demand, one that looks as it should."""
+    """The fact about a node that cannot be opened. With *looks_right*, it has the right type and number."""
     status = SimpleNamespace(st_mode=CHARACTER_DEVICE, st_rdev=os.makedev(10, 200))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "open", refusing(number))
@@ -70,7 +70,7 @@ def test_directory_of_the_node_that_may_not_be_searched() -> None:
 
 
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir, os.mkfifo])
-def test_something_else_in_the_place_of_the_node_is_not_opened(
+def test_a_file_that_is_not_the_node_is_not_opened(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
     path = tmp_path / "tun"
@@ -79,7 +79,7 @@ def test_something_else_in_the_place_of_the_node_is_not_opened(
     node = probe_where_opening_fails(errno.EDOM, looks_right=False)
     check = _checks.check_node(node)
     assert node.refused != errno.EDOM and not node.opens
-    assert check.ok is False and "not character device 10:200" in check.detail and "mknod" in check.fix
+    assert check.ok is False and "must be character device 10:200, not " in check.detail and "mknod" in check.fix
 
 
 def test_device_with_other_numbers_is_not_the_node() -> None:
@@ -92,8 +92,8 @@ def test_device_with_other_numbers_is_not_the_node() -> None:
     [
         (errno.EACCES, "may not open", "chmod 0666"),
         (errno.EPERM, "sandbox or container", "--device"),
-        (errno.ENODEV, "no driver", "modprobe tun"),
-        (errno.ENXIO, "no driver", "modprobe tun"),
+        (errno.ENODEV, "driver is not loaded", "modprobe tun"),
+        (errno.ENXIO, "driver is not loaded", "modprobe tun"),
         (errno.EIO, os.strerror(errno.EIO), "root"),
     ],
 )
@@ -171,7 +171,7 @@ def test_no_user_namespaces(failed: str, number: int, settings: dict[str, str], 
     assert check.value == errno.errorcode[number]
 
 
-def test_distinct_troubles_have_distinct_words() -> None:
+def test_each_problem_has_its_own_detail_and_fix() -> None:
     device = (10, 200)
     checks = [
         _checks.check_node(Node(None, (0, 0), errno.ENOENT, True)),
@@ -195,7 +195,7 @@ def test_features() -> None:
     assert checks["offload uso4"].ok is False and "6.2" in checks["offload uso4"].fix
     assert checks["steering"].ok is False and "CAP_BPF" in checks["steering"].fix
     assert [checks[name].value for name in ("multi_queue", "offload uso4", "steering")] == [None, "EINVAL", "EPERM"]
-    assert checks["napi"].ok is None and "unknown" in checks["napi"].detail
+    assert checks["napi"].ok is None and "not tried" in checks["napi"].detail
     assert all(check.ok is None for check in _checks.check_kernel({}))
 
 
@@ -217,7 +217,7 @@ def test_packages(package: Package, ok: bool) -> None:
     assert check.fix.startswith("pip install") is not ok
 
 
-def test_every_setting_and_package_that_is_asked_for_has_words() -> None:
+def test_every_setting_and_package_has_a_check() -> None:
     assert set(_facts.SYSCTLS) == set(_checks._SYSCTLS)
     assert set(_facts.PACKAGES) == set(_checks._PACKAGES)
 
@@ -258,7 +258,7 @@ def test_probing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert package.broken == "RuntimeError: half of it is missing"
 
 
-# -- the whole --------------------------------------------------------------------------------------------------------
+# -- all of it --------------------------------------------------------------------------------------------------------
 
 
 def examine(monkeypatch: pytest.MonkeyPatch, **facts: Any) -> tuple[dict[str, Check], list[bool]]:
@@ -316,6 +316,9 @@ def test_command(
     assert [row["check"] for row in rows] == list(checks)
     assert all(list(row) == ["check", "ok", "value", "detail", "fix"] for row in rows)
     assert all(isinstance(row["value"], str | None) for row in rows)
+    assert [(row["detail"], row["fix"]) for row in rows] == [(check.detail, check.fix) for check in checks.values()]
+    assert all(row["detail"] for row in rows)
+    assert all(row["fix"] for row in rows if row["ok"] is False)
 
 
 def test_rendering() -> None:
@@ -333,7 +336,7 @@ def test_rendering() -> None:
     ]
 
 
-def test_children_answer_or_come_to_nothing() -> None:
+def test_the_result_of_a_child_process() -> None:
     assert _facts._in_child(lambda: {"a": 1}) == {"a": 1}
     assert _facts._in_child(lambda: os._exit(3)) is None
     assert _facts._in_child(lambda: 1 / 0) is None
@@ -364,7 +367,7 @@ def test_listing() -> None:
     assert row["counters"]["rx_bytes"] == 180
 
 
-def test_help_brings_in_nothing_heavy() -> None:
+def test_help_imports_no_large_module() -> None:
     code = (
         "import sys; from aiotuntap._cli import main as _cli\n"
         "try: _cli.main(['--help'])\n"

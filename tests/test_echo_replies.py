@@ -54,7 +54,7 @@ def ipv6(payload: Any, destination: str = "fd77::9", source: str = "fd77::1", ho
 
 
 def slow_checksum(data: bytes) -> int:
-    """RFC 1071 to the letter: 16-bit words, the carry added back, the complement."""
+    """The checksum as RFC 1071 describes it: 16-bit words, the carry added back, the complement."""
     total = 0
     for index in range(0, len(data), 2):
         total += int.from_bytes(data[index : index + 2].ljust(2, b"\0"))
@@ -113,7 +113,7 @@ def test_ping_over_ipv6(data: bytes, number: int) -> None:
     assert_checksums(reply)
 
 
-def test_a_reply_of_nothing_but_zeros_has_a_checksum_that_is_not_zero() -> None:
+def test_a_reply_of_zeros_has_a_checksum_that_is_not_zero() -> None:
     reply = tun.reply(ipv4(b"\x08\0\xf7\xff\0\0\0\0"))
     assert reply[20:] == b"\0\0\xff\xff\0\0\0\0"
 
@@ -205,7 +205,7 @@ def test_other_ports_and_echo_loops(source: int, port: int) -> None:
 
 
 @each("ping4", "ping6", "udp4", "udp6")
-def test_truncated_anywhere(packet: bytes) -> None:
+def test_truncated_packets(packet: bytes) -> None:
     assert not any(tun.reply(packet[:size]) for size in range(len(packet)))
 
 
@@ -235,7 +235,7 @@ def test_noise_never_raises(frame: bytes) -> None:
     st.lists(st.tuples(st.integers(0, 90), st.integers(0, 255)), max_size=4),
     st.integers(0, 100),
 )
-def test_spoilt_frames_never_raise_and_never_get_more_than_they_sent(
+def test_corrupt_frames_never_raise_and_replies_are_not_longer(
     seed: bytes, changes: list[tuple[int, int]], size: int
 ) -> None:
     frame = bytearray(seed)
@@ -326,7 +326,7 @@ def test_neighbour_solicitation_that_is_not_answered(request_: bytes) -> None:
 
 
 @given(st.integers(0, 85), st.integers(0, 255), st.integers(0, 100))
-def test_spoilt_solicitations_never_raise(position: int, value: int, size: int) -> None:
+def test_corrupt_solicitations_never_raise(position: int, value: int, size: int) -> None:
     frame = bytearray(solicitation())
     frame[position] = value
     reply = tap.reply(bytes(frame[:size]))
@@ -337,5 +337,5 @@ def test_spoilt_solicitations_never_raise(position: int, value: int, size: int) 
 
 
 @given(st.binary(min_size=1, max_size=300).filter(any))
-def test_checksum_against_the_slow_obvious_one(data: bytes) -> None:
+def test_checksum_against_a_slow_and_simple_one(data: bytes) -> None:
     assert echo.checksum(data) == slow_checksum(data)

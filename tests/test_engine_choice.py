@@ -105,6 +105,23 @@ def test_command_line_says_in_one_line_that_the_demanded_extension_is_missing(
         assert words in run.stderr
 
 
+# What an installer writes for ``[project.scripts]``.
+SCRIPT = "import sys\nfrom aiotuntap._cli.main import main\nsys.exit(main())\n"
+
+
+@pytest.mark.parametrize(("extension", "words"), [("1", "cannot be imported"), ("2", "must be 0, 1 or empty, not '2'")])
+def test_script_says_in_one_line_what_is_wrong_with_the_engine(machine: Machine, extension: str, words: str) -> None:
+    machine.hide(HIDDEN)
+    script = Path(machine._path, "aiotuntap")
+    script.write_text(SCRIPT)
+    run = machine.run(str(script), "doctor", extension=extension)
+    assert run.returncode == 1 and run.stdout == "" and len(run.stderr.splitlines()) == 1
+    assert run.stderr.startswith("aiotuntap: AIOTUNTAP_EXTENSION") and words in run.stderr
+    script = script.rename(script.with_name("other"))
+    run = machine.run(str(script), "doctor", extension=extension)
+    assert "ImportError: AIOTUNTAP_EXTENSION" in run.stderr  # as for any other program
+
+
 def test_import_fails_where_the_demanded_extension_is_missing(machine: Machine) -> None:
     machine.hide(HIDDEN)
     run = machine.run("-c", "import aiotuntap", extension="1")
@@ -153,7 +170,7 @@ def warnings_of(machine: Machine, setting: str = "", extension: str = "0", **mor
     return run.stderr
 
 
-def test_slow_engine_is_said_once_for_each_line_that_opens(machine: Machine) -> None:
+def test_the_slow_engine_warns_once_for_each_line_that_opens(machine: Machine) -> None:
     said = [line for line in warnings_of(machine).splitlines() if "SlowEngineWarning: " in line]
     assert [line.split(" ")[0].rpartition("program.py")[2] for line in said] == [":12:", ":14:"]
     assert "50 times the CPU time" in said[0] and "unset AIOTUNTAP_EXTENSION" in said[0] and "doctor" in said[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 import pytest
@@ -13,7 +14,7 @@ import aiotuntap
 from aiotuntap import DeviceGoneError, InvalidFrameError, LinkDownError, SetupError, Stats, TuntapError
 
 
-def test_all_is_all_there_is() -> None:
+def test_all_lists_every_public_name() -> None:
     public = {
         name
         for name, value in vars(aiotuntap).items()
@@ -39,6 +40,16 @@ def test_errors_keep_their_errno_and_can_be_caught_by_what_they_are() -> None:
     assert isinstance(InvalidFrameError("text", (1, 2)), ValueError)
     with pytest.raises(AttributeError):
         SetupError(errno.EINVAL, "text").indexes  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_version_is_one() -> None:
+    run = subprocess.run([sys.executable, "-m", "aiotuntap", "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout == f"aiotuntap {aiotuntap.__version__}\n"
+    try:
+        installed = version("aiotuntap")
+    except PackageNotFoundError:
+        pytest.skip("aiotuntap is not installed")
+    assert installed == aiotuntap.__version__, "installed before the version changed: make clean, or install it again"
 
 
 def test_stats_add_up() -> None:

@@ -17,7 +17,7 @@ _PARSERS = parsers.parsers()
 
 
 @pytest.mark.parametrize("name", _PARSERS)
-def test_no_parser_is_upset_by_what_nobody_meant(name: str) -> None:
+def test_parsers_accept_or_refuse_any_input(name: str) -> None:
     assert [each for each, _, _ in parsers.run([name], cases=150, seed=1)] == [name]
 
 
@@ -44,7 +44,7 @@ def test_the_engines_agree_on_the_corpus() -> None:
         assert all(result == results[0] for result in results), file.name
 
 
-def test_the_input_of_a_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_input_of_a_failure_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def upset(data: bytes) -> None:
         raise KeyError
 
@@ -68,6 +68,6 @@ def test_a_failing_session_is_made_shorter() -> None:
     assert len(tried) < 120
 
 
-def test_a_session_that_does_not_fail_again_is_told_as_it_is() -> None:
+def test_a_session_that_does_not_fail_again_is_reported_unchanged() -> None:
     plan = Plan("asyncio", "C", 1, (("flood", 1),))
     assert shrink(plan, lambda _: None) == (plan, None)

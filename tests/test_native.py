@@ -80,7 +80,7 @@ OFFLOADS = st.sampled_from(
 
 
 def test_the_extension_is_that_of_these_sources() -> None:
-    """Whoever changes native/ installs again: 'make test' does so by itself."""
+    """After a change in native/, the package must be installed again, as 'make test' does."""
     files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "native").glob("*.[ch]"))
     sources = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in files)).hexdigest()
     assert sources == _native.SOURCES, "aiotuntap._native is of other sources than those in native/: install it again"
@@ -90,7 +90,7 @@ def test_the_extension_is_that_of_these_sources() -> None:
 
 
 def same_segments(frame: bytes, mode: Mode, header_size: int) -> list[bytes] | None:
-    """What both engines make of it; C may leave a frame with long headers to Python."""
+    """The result of both engines, which must be equal. C may leave frames with long headers to Python."""
     try:
         expected = segment_in_python.segment(frame, mode, header_size=header_size)
     except InvalidFrameError:
@@ -158,6 +158,7 @@ def test_merged_frames_are_the_same(data: st.DataObject) -> None:
     same_merged(frames, mode, data.draw(OFFLOADS), data.draw(HEADER_SIZES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_seeded_traffic_is_the_same(seed: int) -> None:
     """Longer batches than hypothesis makes, and more of them."""
@@ -397,7 +398,7 @@ def test_more_frames_than_are_taken_at_once_are_handed_back() -> None:
 
 
 @pytest.mark.parametrize("size", [-1, 0, 9, 11, 16, 25, 2**40])
-def test_sizes_of_no_header_are_handed_back(size: int) -> None:
+def test_invalid_header_sizes_are_handed_back(size: int) -> None:
     assert _native.segment(SUPER, False, size) is None
     assert _native.coalesce([FRAME], False, 0, size) is None
 
@@ -586,7 +587,7 @@ def test_a_refused_frame_is_tried_once() -> None:
 
 
 def test_what_the_kernel_refuses_is_offered_once() -> None:
-    """Each write to a pipe that nobody reads raises SIGPIPE, and each signal is a byte in the wakeup descriptor."""
+    """Writing to a pipe without a reader raises SIGPIPE, and each signal writes a byte to the wakeup descriptor."""
     program = """
 import os, signal, socket, threading
 from aiotuntap import _native

@@ -1,4 +1,4 @@
-"""Which offloads go together, and what becomes of them on a kernel that lacks some. Against made-up kernels."""
+"""Valid combinations of offloads, and the result on kernels that lack some of them. The kernels are simulated."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ WRONG = [
     (TUNNEL, "Offload.CSUM"),
     (TUNNEL_CSUM, "Offload.CSUM"),
     (TSO4 | TSO6 | ECN | USO | TUNNEL | TUNNEL_CSUM, "Offload.CSUM"),
-    (CSUM | USO4, "USO4 and USO6 go only together"),
-    (CSUM | USO6, "USO4 and USO6 go only together"),
-    (ALL & ~USO6, "USO4 and USO6 go only together"),
+    (CSUM | USO4, "USO4 and USO6 must be given together"),
+    (CSUM | USO6, "USO4 and USO6 must be given together"),
+    (ALL & ~USO6, "USO4 and USO6 must be given together"),
     (CSUM | ECN, "ECN needs TSO4 or TSO6"),
     (CSUM | USO | ECN, "ECN needs TSO4 or TSO6"),
     (CSUM | TUNNEL, "UDP_TUNNEL needs TSO4, TSO6, or USO4 and USO6"),
@@ -85,7 +85,7 @@ def test_only_flags_are_offloads() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"offload": CSUM, "packet_info": True}, "packet_info=True need vnet_header=True"),
+        ({"offload": CSUM, "packet_info": True}, "packet_info=True with offload needs vnet_header=True"),
         ({"offload": CSUM | TSO4 | TUNNEL}, "Offload.UDP_TUNNEL needs vnet_header=True"),
         ({"offload": ALL | TUNNEL | TUNNEL_CSUM}, "UDP_TUNNEL_CSUM.* needs vnet_header=True"),
     ],
@@ -198,7 +198,7 @@ def test_other_errors_pass_through_and_all_are_off_again(at: int) -> None:
 
 
 def test_every_combination_is_settled_as_this_kernel_would_have_it() -> None:
-    """What is on in the end is what was asked for, or what there is of ALL; or it is an error, and nothing is on."""
+    """The result is the requested offloads, or the available part of ALL; or an error, and all offloads are off."""
     for has in (NONE, CSUM, BEFORE_6_2, BEFORE_6_17, ALL | TUNNEL, ALL | TUNNEL | TUNNEL_CSUM):
         for asked in EVERY_COMBINATION:
             try:

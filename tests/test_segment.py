@@ -195,7 +195,7 @@ def test_one_segment_keeps_all_flags() -> None:
     assert [tcp.flags for _, tcp in read(segment(packet.super_frame(10), "tun"))] == [0xFF]
 
 
-def test_congestion_is_on_all() -> None:
+def test_the_ecn_field_is_on_all() -> None:
     for version in (4, 6):
         packet = Packet(version=version, payload=DATA, traffic_class=3)
         for gso_size in (4, 1):
@@ -274,7 +274,7 @@ def test_a_udp_checksum_of_zero_is_sent_as_ffff_and_one_of_tcp_stays(version: in
                 assert [struct.unpack_from(">H", piece, at)[0] for piece in pieces] == [stored] * count
 
 
-def test_sums_of_nothing_but_ones() -> None:
+def test_checksums_of_ones() -> None:
     for protocol in (TCP, UDP):
         for size in (1, 2, 7, 8, 1400, 1401):
             for count in (3, 20):
@@ -310,7 +310,7 @@ def test_the_largest_frames(gso_size: int) -> None:
 
 @pytest.mark.parametrize("body", [b"\0", b"\x45", b"anything at all", Packet(payload=DATA).build(partial=True)])
 @pytest.mark.parametrize("flags", [0, 2, 4, 0xFE])
-def test_a_frame_of_which_nothing_is_asked_stays(body: bytes, flags: int) -> None:
+def test_a_frame_without_offload_is_unchanged(body: bytes, flags: int) -> None:
     header = vnet_header(flags=flags, gso_size=5, csum_start=60000, csum_offset=60000)
     assert segment(header + body, "tun") == [body]
     assert segment(header + b"\0" * 14 + body, "tap") == [b"\0" * 14 + body]
@@ -337,7 +337,7 @@ def test_a_finished_checksum_of_zero(offset: int, stored: int) -> None:
 
 @pytest.mark.parametrize("offset", [0, 1, 6, 8, 16])
 @pytest.mark.parametrize("size", [18, 19, 4000])
-def test_the_sum_of_nothing_but_zeros(offset: int, size: int) -> None:
+def test_the_checksum_of_zeros(offset: int, size: int) -> None:
     header = vnet_header(flags=NEEDS_CSUM, csum_start=3, csum_offset=offset)
     assert segment(header + bytes(3 + size), "tun") == [with_bytes(bytes(3 + size), 3 + offset, b"\xff\xff")]
 
@@ -490,7 +490,7 @@ def test_refuses(name: str, mode: Mode) -> None:
         segment(frame, mode)
 
 
-def test_what_the_refused_frames_were_made_of_is_fine() -> None:
+def test_the_valid_versions_of_the_refused_frames_are_accepted() -> None:
     """So that each is refused for the one thing that its name says."""
     for packet in (TCP4, TCP6, UDP4, UDP6, TAP4, TAGGED, EXTENDED):
         assert len(segment(packet.super_frame(4), packet.mode)) == 3
@@ -622,7 +622,7 @@ def spoiled_super_frames(draw: st.DrawFn) -> tuple[bytes, Mode]:
 
 @settings(max_examples=700)
 @given(spoiled_super_frames())
-def test_frames_that_lie(case: tuple[bytes, Mode]) -> None:
+def test_frames_with_wrong_lengths(case: tuple[bytes, Mode]) -> None:
     judged(*case)
 
 

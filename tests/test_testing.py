@@ -1,4 +1,4 @@
-"""The in-memory pair, by the same checks as the real queue, and what is its own."""
+"""The pair in memory: the conformance checks, and its own features."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_drops_when_full_as_a_kernel_ring_does() -> None:
     assert await other.read_frames() == [example_frame(number) for number in range(3)]
 
 
-async def test_the_other_end_closed_is_a_device_gone() -> None:
+async def test_closing_the_other_end_is_a_deleted_device() -> None:
     one, other = memory_pair()
     await one.write_frame(b"last")
     await one.aclose()
@@ -139,12 +139,12 @@ async def test_an_exception_of_the_stream_says_where_it_came_from() -> None:
 
     with pytest.raises(RuntimeError, match="nothing to write") as caught:
         await check_packet_stream(lambda: around(Fails))
-    assert caught.value.__notes__ == ["while writes_are_in_order was checked"]
+    assert caught.value.__notes__ == ["in the check writes_are_in_order"]
 
 
 @asynccontextmanager
 async def delayed(seconds: float) -> AsyncIterator[tuple[MemoryStream, MemoryStream]]:
-    """A correct stream whose frames, and whose end, are under way for a while, in both directions."""
+    """A correct stream with latency for frames and for the end, in both directions."""
     loop = asyncio.get_running_loop()
     stream, near = memory_pair()
     distant, far = memory_pair()
@@ -168,7 +168,7 @@ async def delayed(seconds: float) -> AsyncIterator[tuple[MemoryStream, MemoryStr
 
 
 class StopAndWait(Through):
-    """A correct stream of which every call takes a while before it begins."""
+    """A correct stream whose calls all begin with a delay."""
 
     seconds = 0.005
 
@@ -193,16 +193,19 @@ class StopAndWait(Through):
         await super().write_frames(frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.005, 0.03])
-async def test_latency_is_no_fault(seconds: float) -> None:
+async def test_a_stream_with_latency_passes(seconds: float) -> None:
     await check_packet_stream(lambda: delayed(seconds), burst=110)
 
 
-async def test_calls_that_take_a_while_are_no_fault() -> None:
+@pytest.mark.slow
+async def test_a_stream_with_slow_calls_passes() -> None:
     await check_packet_stream(lambda: around(StopAndWait), burst=110)
 
 
-async def test_a_small_buffer_and_a_small_mtu_are_no_fault() -> None:
+@pytest.mark.slow
+async def test_a_stream_with_a_small_buffer_and_mtu_passes() -> None:
     class Small(Through):
         def write_frame_nowait(self, frame: Any) -> None:
             if size_of(frame) > 1500:
@@ -234,7 +237,7 @@ async def test_a_small_buffer_and_a_small_mtu_are_no_fault() -> None:
         await check_packet_stream(small, burst=110, sizes=(60, 2000))
 
 
-async def test_a_frame_maker_of_one_size_will_do() -> None:
+async def test_a_frame_maker_without_sizes_is_enough() -> None:
     await check_packet_stream(pair, lambda number: number.to_bytes(20))
     with pytest.raises(ValueError, match="smallest and the largest"):
         await check_packet_stream(pair, sizes=(100, 60))

@@ -1,4 +1,4 @@
-"""Links that are slow and lossy, and faults by a seed: in memory, so that every frame can be accounted for."""
+"""Slow and lossy links, and faults by a seed: in memory, so that the fate of every frame is known."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ FRAMES = [example_frame(number) for number in range(400)]
 # -- memory_pair over a link -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_pair_with_latency_and_bandwidth_conforms() -> None:
     @asynccontextmanager
     async def pair() -> AsyncIterator[tuple[MemoryStream, MemoryStream]]:
@@ -74,7 +75,7 @@ async def test_loss_is_counted_and_the_same_for_one_seed() -> None:
     assert kept[0] == kept[1] != kept[2]
 
 
-async def test_closing_comes_after_what_is_under_way() -> None:
+async def test_frames_on_the_way_arrive_before_the_end() -> None:
     one, other = memory_pair(latency=0.005)
     await one.write_frames(FRAMES[:3])
     await one.aclose()
@@ -95,12 +96,12 @@ async def test_closing_comes_after_what_is_under_way() -> None:
     ("options", "says"),
     [
         ({"capacity": 0}, "at least 1 frame, not 0"),
-        ({"bandwidth": 0}, "over 0 bits a second"),
+        ({"bandwidth": 0}, "over 0 bits per second"),
         ({"latency": -1}, "0 or more seconds, not -1"),
         ({"loss": 1.5}, "from 0 to 1, not 1.5"),
     ],
 )
-async def test_a_link_that_cannot_be(options: dict[str, Any], says: str) -> None:
+async def test_invalid_links(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         memory_pair(**options)
 
@@ -118,7 +119,7 @@ async def faulty(**options: Any) -> AsyncIterator[tuple[FaultyStream, MemoryStre
 
 
 async def arrived(far: MemoryStream) -> list[bytes]:
-    """What has arrived, when nothing is held back any more."""
+    """The frames that have arrived, after no frame is held back any more."""
     await asyncio.sleep(2 * FaultyStream.PAUSE)
     try:
         return far.read_frames_nowait(4000)
@@ -141,7 +142,7 @@ async def test_with_delays_it_conforms() -> None:
 
 
 async def through(way: str, faults: Faults, seed: int = 1) -> tuple[list[bytes], dict[str, int]]:
-    """What comes through of `FRAMES`, and how many had each fault."""
+    """The frames of `FRAMES` that arrive, and how many had each fault."""
     if way == "written":
         async with faulty(writing=faults, seed=seed) as (stream, far):
             await stream.write_frames(FRAMES)
@@ -323,12 +324,12 @@ async def test_no_frame_is_lost_by_a_cancelled_read_whatever_the_faults() -> Non
         ({"drop": 0.6, "delay": 0.6}, "at most 1, not 1.2"),
     ],
 )
-def test_faults_that_cannot_be(options: dict[str, float], says: str) -> None:
+def test_invalid_faults(options: dict[str, float], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Faults(**options)
 
 
-async def test_no_frame_that_is_read_is_refused() -> None:
+async def test_reading_has_no_refused_frames() -> None:
     one, _ = memory_pair()
-    with pytest.raises(ValueError, match="error must be 0"):
+    with pytest.raises(ValueError, match="reading.error must be 0, not 0.1"):
         FaultyStream(one, seed=1, reading=Faults(error=0.1))

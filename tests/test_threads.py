@@ -16,7 +16,7 @@ from aiotuntap._threads import _Job, run_in_thread
 
 
 class Work:
-    """Something slow whose result has to be undone when nobody takes it."""
+    """Slow work, whose result has to be undone if it is not used."""
 
     def __init__(self, seconds: float = 0.1) -> None:
         self.seconds = seconds
@@ -128,7 +128,7 @@ def test_work_that_is_over_keeps_nothing_alive() -> None:
     assert job.result() == 7
 
 
-async def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: object) -> None:
         raise RuntimeError("can't start new thread")
 

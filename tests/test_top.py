@@ -73,7 +73,7 @@ def test_80_columns_are_enough() -> None:
     assert lines[2].startswith("xxxxxxxxxxxxxxx ") and "queues: 256 enabled, 256 disabled" in lines[3]
 
 
-def test_says_where_there_is_nothing() -> None:
+def test_text_without_interfaces() -> None:
     assert as_text([], None) == ["No TUN/TAP interfaces in this network namespace."]
     assert as_text([], "red") == ["No TUN/TAP interfaces in network namespace 'red'."]
 
@@ -95,7 +95,7 @@ def test_human(value: float, text: str) -> None:
 
 
 @given(st.floats(0, 1e20))
-def test_human_is_short_and_near(value: float) -> None:
+def test_numbers_are_short_and_nearly_exact(value: float) -> None:
     text = human(value)
     assert len(text) <= 7
     number = float(text.rstrip("kMGTPE")) * 1000 ** " kMGTPE".index(text[-1] if text[-1].isalpha() else " ")

@@ -77,7 +77,7 @@ def test_nothing_leaves_before_there_is_a_peer() -> None:
     assert len(left.seal(PACKETS)) == 4
 
 
-def test_another_key_is_a_stranger() -> None:
+def test_packets_sealed_with_another_key_are_dropped() -> None:
     left, right = joined(other=bytes(32))
     assert left.seal(PACKETS) == right.seal(PACKETS) == []
 
@@ -90,7 +90,7 @@ def test_each_packet_is_taken_once_in_any_order(order: list[int]) -> None:
     assert give(right, *(datagrams[number] for number in order)) == [packets[number] for number in dict.fromkeys(order)]
 
 
-def test_a_late_packet_is_taken_until_its_place_is() -> None:
+def test_a_late_packet_is_accepted_within_the_window() -> None:
     left, right = joined()
     datagrams = left.seal([number.to_bytes(2) for number in range(tunnel.WINDOW + 2)])
     assert give(right, datagrams[-1]) == [(tunnel.WINDOW + 1).to_bytes(2)]
@@ -100,7 +100,7 @@ def test_a_late_packet_is_taken_until_its_place_is() -> None:
 
 
 @given(st.binary(max_size=100) | st.builds(lambda tail: b"\xff" * 8 + tail, st.binary(max_size=60)))
-def test_any_bytes_change_nothing(datagram: bytes) -> None:
+def test_random_datagrams_change_nothing(datagram: bytes) -> None:
     for channel in (tunnel.Channel(KEY), *joined()):
         before = state(channel)
         assert give(channel, datagram) == []
@@ -160,7 +160,7 @@ def test_a_hello_from_before_the_peers_start_is_too_late() -> None:
     assert give(right, *left.seal(PACKETS)) == PACKETS
 
 
-def test_what_comes_back_is_not_from_the_peer() -> None:
+def test_our_own_datagrams_are_not_accepted() -> None:
     left, right = tunnel.Channel(KEY), tunnel.Channel(KEY)
     own = greet(left, right)[1::2] + right.seal(PACKETS)
     right = tunnel.Channel(KEY)  # later than the left one, and so was the one before
@@ -171,7 +171,7 @@ def test_what_comes_back_is_not_from_the_peer() -> None:
     assert give(right, *left.seal(PACKETS)) == PACKETS
 
 
-def test_nobody_is_the_own_peer() -> None:
+def test_an_end_is_never_its_own_peer() -> None:
     lonely = tunnel.Channel(KEY)
     for _ in range(3):
         assert give(lonely, lonely.hello()) == []

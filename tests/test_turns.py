@@ -124,7 +124,7 @@ async def test_an_exception_in_a_turn_keeps_nobody_waiting() -> None:
     assert order == [1] and isinstance(told[0]["exception"], ZeroDivisionError)
 
 
-async def test_no_memory_to_call_back_keeps_nobody_waiting_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_memory_for_a_callback_leaves_no_task_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     class Loop:
         """One that has no memory at first."""
 

@@ -53,7 +53,7 @@ def test_fields_in_the_order_of_the_structure() -> None:
         (24, "01 05 4200 a805 2200 1000 0000 00000000 0000 0000 0000 0000"),
     ],
 )
-def test_bytes_of_each_size(size: int, data: str) -> None:
+def test_packing_each_size(size: int, data: str) -> None:
     header = VnetHeader(flags=1, gso_type=5, hdr_len=66, gso_size=1448, csum_start=34, csum_offset=16)
     assert header.pack(size) == bytes.fromhex(data)
     assert VnetHeader.unpack(bytes.fromhex(data), size) == header
@@ -68,7 +68,7 @@ def test_the_tunnel_offsets_are_the_last_four_of_24_bytes() -> None:
     assert VnetHeader.unpack(packed, 20) == VnetHeader(flags=9, gso_type=0x25)
 
 
-def test_ten_bytes_of_nothing_by_default() -> None:
+def test_the_default_is_ten_zero_bytes() -> None:
     assert VnetHeader().pack() == bytes(10)
     assert VnetHeader.unpack(bytes(10)) == VnetHeader()
 

@@ -1,4 +1,4 @@
-"""The doctor's judgements: what the facts mean for programs, in words, and how to fix what does not work."""
+"""The checks of ``doctor``: what each fact means for a program, and how to fix what does not work."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from .. import _abi, _engine
+from .._device import MAKE_NODE, NODE_FIXES
 from .facts import Facts, Node, Package, RunningEngine, UserNamespace
 
 
@@ -19,11 +20,11 @@ class Check:
 
     name: str
     ok: bool | None
-    #: What that means for programs.
+    #: What works, or what is wrong.
     detail: str
-    #: The command or the thing to do, empty where nothing is to be fixed.
+    #: What to do, often a command. Empty if nothing has to be fixed.
     fix: str = ""
-    #: What a script compares: the errno's name where the kernel refuses, the version of a package, the engine's name.
+    #: For scripts: the name of the kernel's errno, the version of the package, or the name of the engine.
     value: str | None = None
 
 
@@ -41,7 +42,7 @@ def judge(facts: Facts) -> list[Check]:
 
 
 def missing_for_demo(checks: Iterable[Check]) -> list[str]:
-    """What keeps the demo from running, by the names of checks. Either of two privileges will do for it."""
+    """The names of the checks that keep the demo from running. Of two privileges, it needs only one."""
     works = {check.name: check.ok is True for check in checks}
     missing = [name for name in ("node", "pyroute2") if not works.get(name)]
     if not (works.get("create") or works.get("user namespaces")):
@@ -53,58 +54,52 @@ def _refused(name: str, number: int, detail: str, fix: str) -> Check:
     return Check(name, False, detail, fix, errno.errorcode.get(number))
 
 
-_MAKE_NODE = "mkdir -p /dev/net && mknod -m 0666 /dev/net/tun c 10 200"
-
-
 def check_node(node: Node) -> Check:
     looks = "" if node.mode is None else f"{stat.filemode(node.mode)} {node.device[0]}:{node.device[1]}"
     if node.opens:
         return Check("node", True, f"{_abi.NODE} opens ({looks})")
-    return _refused("node", node.refused, *_trouble_with_node(node, looks))
+    return _refused("node", node.refused, *_problem_of_node(node, looks))
 
 
-def _trouble_with_node(node: Node, looks: str) -> tuple[str, str]:
+def _problem_of_node(node: Node, looks: str) -> tuple[str, str]:
     """What is wrong, and how to fix it."""
     path, refused = _abi.NODE, node.refused
     if node.mode is None:
         if refused == errno.EACCES:
-            return f"this user may not look into the directory of {path}", "chmod 0755 /dev/net, or run as root"
-        fix = f"{_MAKE_NODE} (in a container: docker run --device {path})"
-        return f"{path} does not exist: no interface can be opened", fix
+            return f"this user may not enter the directory of {path}", "chmod 0755 /dev/net, or run as root"
+        return f"{path} does not exist: no interface can be opened", NODE_FIXES[errno.ENOENT]
     if not node.exact:
-        return f"{path} is not character device 10:200, but {looks}", f"rm {path} && {_MAKE_NODE}"
+        return f"{path} must be character device 10:200, not {looks}", f"rm {path} && {MAKE_NODE}"
     if refused == errno.EACCES:
-        fix = f"chmod 0666 {path} (the kernel still checks who may create an interface), or run as root"
-        return f"this user may not open {path} ({looks})", fix
+        return f"this user may not open {path} ({looks})", NODE_FIXES[refused]
     if refused == errno.EPERM:
-        fix = f"docker run --device {path} (or allow 'c 10:200 rwm' in the device cgroup)"
-        return f"{path} is there ({looks}), but the sandbox or container forbids opening it", fix
+        return f"{path} exists ({looks}), but the sandbox or container does not allow opening it", NODE_FIXES[refused]
     if refused in (errno.ENODEV, errno.ENXIO):
-        return f"{path} is right ({looks}), but there is no driver behind it", "modprobe tun"
-    return f"{path} ({looks}) does not open: {os.strerror(refused)}", "run as root"
+        return f"{path} is correct ({looks}), but the TUN/TAP driver is not loaded", NODE_FIXES[refused]
+    return f"{path} ({looks}) cannot be opened: {os.strerror(refused)}", "run as root"
 
 
 def check_driver(node: Node) -> Check:
-    name, fix = "driver", "modprobe tun"
+    name, fix = "driver", NODE_FIXES[errno.ENODEV]
     if node.opens or node.registered:
         return Check(name, True, "the kernel has the TUN/TAP driver")
     if node.exact and node.refused in (errno.ENODEV, errno.ENXIO):
-        detail = f"the kernel has no TUN/TAP driver loaded ({os.strerror(node.refused)})"
+        detail = f"the TUN/TAP driver is not loaded ({os.strerror(node.refused)})"
         return _refused(name, node.refused, detail, fix)
-    return Check(name, None, "the TUN/TAP driver is not loaded; opening the node may load it", fix)
+    return Check(name, None, "the TUN/TAP driver is not loaded yet; opening the node may load it", fix)
 
 
 def check_create(node: Node, refused: int | None, tried: Mapping[str, int], namespaces: bool) -> Check:
-    """*refused* is the answer in this namespace; *tried* what came of creating one elsewhere."""
+    """*refused* is the errno of creating an interface in this namespace. *tried* has the results in another one."""
     name = "create"
     if not node.opens or refused is None:
-        return Check(name, None, "whether this user may create an interface is unknown until the node opens")
+        return Check(name, None, "not tried, because the node cannot be opened: see the check 'node'")
     if refused == errno.EPERM:
         return _refused(
             name,
             refused,
             "this user may not create an interface here: CAP_NET_ADMIN is missing",
-            f"run as root{', or inside: unshare -Urn' if namespaces else ''}; or have root make a persistent one: "
+            f"run as root{', or inside: unshare -Urn' if namespaces else ''}; or as root create a persistent interface: "
             "ip tuntap add mode tun name NAME user USER multi_queue",
         )
     failed = refused or tried.get("create", 0)
@@ -112,12 +107,12 @@ def check_create(node: Node, refused: int | None, tried: Mapping[str, int], name
         return _refused(
             name,
             failed,
-            f"CAP_NET_ADMIN is there, but creating an interface fails: {os.strerror(failed)}",
-            "see the end of: dmesg",
+            f"this user has CAP_NET_ADMIN, but creating an interface fails: {os.strerror(failed)}",
+            "look for the reason at the end of: dmesg",
         )
     if "create" not in tried:
         return Check(name, True, "this user may create interfaces here (CAP_NET_ADMIN)")
-    return Check(name, True, "this user may create interfaces here (CAP_NET_ADMIN); one was made, and removed")
+    return Check(name, True, "this user may create interfaces here (CAP_NET_ADMIN); one was created and removed")
 
 
 #: For each setting the value that forbids user namespaces, and the command that allows them.
@@ -132,8 +127,8 @@ _SYSCTLS = {
 def check_user_namespaces(outcome: UserNamespace) -> Check:
     name = "user namespaces"
     if not outcome.failed:
-        return Check(name, True, "everything can be tried without privileges, inside: unshare -Urn")
-    step = {"make": "cannot be made", "map": "cannot be given users", "use": "give no capabilities"}[outcome.failed]
+        return Check(name, True, "programs can create interfaces without root, inside: unshare -Urn")
+    step = {"make": "cannot be created", "map": "cannot map users", "use": "give no capabilities"}[outcome.failed]
     fixes = [fix for name, (culprit, fix) in _SYSCTLS.items() if outcome.settings.get(name) == culprit]
     if not fixes and outcome.refused == errno.ENOSPC:
         fixes = [_SYSCTLS["user.max_user_namespaces"][1], _SYSCTLS["user.max_net_namespaces"][1]]
@@ -143,25 +138,26 @@ def check_user_namespaces(outcome: UserNamespace) -> Check:
         name,
         outcome.refused,
         f"user namespaces {step}: {os.strerror(outcome.refused)}",
-        " && ".join(fixes) or "run outside of the sandbox or container (docker run --security-opt seccomp=unconfined)",
+        " && ".join(fixes)
+        or "run outside of the sandbox or container (or: docker run --security-opt seccomp=unconfined)",
     )
 
 
-_UNKNOWN = "unknown, it could not be tried"
+_UNKNOWN = "not tried: it needs an interface, and none could be created"
 
-#: What each one is for, and how to get it.
+#: What each feature is, and how to get it.
 _KERNEL = {
     "multi_queue": ("several queues on one interface", "use Linux 3.8 or later"),
-    "vnet_header": ("frames with a virtio_net_hdr of 24 bytes in front", "use Linux 2.6.32 or later"),
-    "offload csum": ("checksums left to whoever reads the frame", "use Linux 2.6.27 or later"),
-    "offload tso4": ("TCP over IPv4 in frames of up to 64 KiB", "use Linux 2.6.27 or later"),
-    "offload tso6": ("TCP over IPv6 in frames of up to 64 KiB", "use Linux 2.6.27 or later"),
-    "offload ecn": ("TCP super-frames that carry ECN marks", "use Linux 2.6.27 or later"),
-    "offload uso4": ("UDP over IPv4 in frames of up to 64 KiB", "use Linux 6.2 or later"),
-    "offload uso6": ("UDP over IPv6 in frames of up to 64 KiB", "use Linux 6.2 or later"),
+    "vnet_header": ("frames begin with a virtio_net_hdr, of up to 24 bytes", "use Linux 2.6.32 or later"),
+    "offload csum": ("the reader completes the checksums of frames", "use Linux 2.6.27 or later"),
+    "offload tso4": ("TCP super-frames over IPv4, up to 64 KiB", "use Linux 2.6.27 or later"),
+    "offload tso6": ("TCP super-frames over IPv6, up to 64 KiB", "use Linux 2.6.27 or later"),
+    "offload ecn": ("TCP super-frames with ECN", "use Linux 2.6.27 or later"),
+    "offload uso4": ("UDP super-frames over IPv4, up to 64 KiB", "use Linux 6.2 or later"),
+    "offload uso6": ("UDP super-frames over IPv6, up to 64 KiB", "use Linux 6.2 or later"),
     "offload udp_tunnel": ("super-frames inside UDP tunnels such as VXLAN", "use Linux 6.17 or later"),
-    "offload udp_tunnel_csum": ("the tunnel's outer checksum left to the reader", "use Linux 6.17 or later"),
-    "napi": ("written frames pass the kernel's GRO (IFF_NAPI)", "use Linux 4.15 or later"),
+    "offload udp_tunnel_csum": ("the reader completes the outer checksum of UDP tunnels", "use Linux 6.17 or later"),
+    "napi": ("the kernel applies GRO to written frames (IFF_NAPI)", "use Linux 4.15 or later"),
     "steering": ("an eBPF program chooses the queue of each frame", "use Linux 4.16 or later with CONFIG_BPF_SYSCALL"),
 }
 _BPF_PRIVILEGE = "run as root (CAP_BPF), or: sysctl -w kernel.unprivileged_bpf_disabled=0"
@@ -186,7 +182,7 @@ def check_engine(engine: RunningEngine) -> Check:
         return Check("engine", True, "C: the extension is installed and runs", value=engine.name)
     fixes = []
     if engine.left_out:
-        reason = f"{_engine.VARIABLE}=0 leaves the C extension out"
+        reason = f"{_engine.VARIABLE}=0 disables the C extension"
         fixes.append(f"unset {_engine.VARIABLE}")
     elif engine.installed:
         reason = f"the C extension is installed, but cannot be imported ({engine.broken})"
@@ -194,11 +190,11 @@ def check_engine(engine: RunningEngine) -> Check:
         reason = "the C extension was not compiled when aiotuntap was installed"
     if not (engine.left_out and engine.installed):
         fixes.append(_engine.INSTALL)
-    detail = f"Python, since {reason}: {_engine.COST}"
+    detail = f"Python, because {reason}: {_engine.COST}"
     return Check("engine", False, detail, "; then ".join(fixes), engine.name)
 
 
-#: What each package is for, the first version that is supported, the first that is not, and what installs it.
+#: What each package is for, the first supported version, the first version after those, and how to install it.
 _PACKAGES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], str]] = {
     "pyroute2": ("configuring interfaces", (0, 9, 5), (0, 10), "pip install 'pyroute2>=0.9.5,<0.10'"),
     "uvloop": ("the faster event loop", (0, 21), (), "pip install 'aiotuntap[uvloop]'"),

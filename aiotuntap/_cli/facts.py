@@ -1,11 +1,11 @@
-"""The doctor's facts: what this machine and this user can do with TUN/TAP, found out by trying.
+"""The facts for ``doctor``: it tries what this machine and this user can do with TUN/TAP.
 
-Facts are plain: an errno for each attempt (0 when it worked), a version, a name. What they mean is in `checks`.
+A fact is an errno for each attempt (0 if it worked), a version, or a name. `checks` explains them.
 
-Nothing is left behind. The interfaces that have to be made are made in a child process, in a network namespace of its
-own where the kernel grants one, and both end with the child. Whether an interface may be created *here* takes none:
-TUNSETIFF looks at the privilege before it looks at the flags, so asking for neither TUN nor TAP is answered with EPERM
-by who may not create one, and with EINVAL by who may.
+Nothing is left behind. Interfaces are created in a child process, in a new network namespace if the kernel allows one.
+Both are removed when the child ends. To find out whether an interface may be created in *this* namespace, none is
+created: TUNSETIFF checks the privilege before the flags. With flags for neither TUN nor TAP, it fails with EPERM if the
+privilege is missing, and otherwise with EINVAL.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from .. import _abi, _engine
 from .._device import QueueFile
 from .._types import Offload
 
-#: Python packages that this one needs or can use.
+#: Python packages that aiotuntap needs or can use.
 PACKAGES = ("pyroute2", "uvloop")
 
-#: Settings of the kernel that can forbid user namespaces.
+#: Kernel settings that can forbid user namespaces.
 SYSCTLS = (
     "user.max_user_namespaces",
     "user.max_net_namespaces",
@@ -46,20 +46,20 @@ _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
 _DEVICE = (10, 200)
 _TEMPLATE = "aiotuntap%d"
-#: For one child, in seconds. It makes no more than two interfaces, which takes milliseconds, or a second on an emulated
-#: and busy machine: this only ends a hang.
+#: Seconds until a child is killed. It creates up to two interfaces, which takes milliseconds, or a second on an emulated
+#: and busy machine: only a hang takes longer.
 _PATIENCE = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """The device node, and the driver behind it."""
+    """The device node and its driver."""
 
-    #: st_mode; None when there is no node.
+    #: st_mode; None if the node does not exist.
     mode: int | None
     #: Major and minor number.
     device: tuple[int, int]
-    #: The errno of looking at it or opening it, 0 when that worked.
+    #: The errno of stat() or open(), 0 if both worked.
     refused: int
     #: Whether the kernel lists the driver among its miscellaneous devices.
     registered: bool
@@ -75,56 +75,56 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class UserNamespace:
-    """How it went to make a user namespace with a network namespace in it."""
+    """The result of creating a user namespace with a network namespace in it."""
 
-    #: "make", "map" or "use"; empty when all of it worked.
+    #: The step that failed: "make", "map" or "use"; empty if all worked.
     failed: str
     refused: int
-    #: The sysctls that have a say, those that this kernel has.
+    #: The values of the `SYSCTLS` that this kernel has.
     settings: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A Python package that this one needs or can use."""
+    """A Python package that aiotuntap needs or can use."""
 
     name: str
-    #: Empty when it is not installed.
+    #: Empty if it is not installed.
     version: str
-    #: Why it cannot be imported, empty when it can.
+    #: Why it cannot be imported; empty if it can.
     broken: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RunningEngine:
-    """The implementation of the packet path that runs, and what is known about the C extension."""
+    """Which implementation of the packet path is in use, and the state of the C extension."""
 
     #: "C" or "Python".
     name: str
-    #: Whether AIOTUNTAP_EXTENSION=0 leaves the extension out.
+    #: Whether AIOTUNTAP_EXTENSION=0 disables the extension.
     left_out: bool = False
-    #: Whether the file of the extension is there.
+    #: Whether the file of the extension exists.
     installed: bool = True
-    #: Why it cannot be imported, empty where that was not tried or went well.
+    #: Why it cannot be imported; empty if it can, or if that was not tried.
     broken: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that the doctor asks for."""
+    """All facts."""
 
     node: Node
-    #: The errno with which the kernel refuses to create an interface here; None without a node to ask it through.
+    #: The errno of creating an interface in this namespace; 0 if it is allowed; None if the node cannot be opened.
     create: int | None
     namespace: UserNamespace
-    #: The errno of each thing tried on an interface, by name. What could not be tried is missing.
+    #: The errno of each feature that was tried, by name; 0 if it works. Features that could not be tried are missing.
     kernel: Mapping[str, int]
     engine: RunningEngine
     packages: Sequence[Package]
 
 
 def probe() -> Facts:
-    """Everything, in less than two seconds. Forks: for a process without threads."""
+    """Collects all facts, in less than two seconds. It forks: call it in a process without threads."""
     node = probe_node()
     namespace = probe_user_namespace()
     create = probe_privilege() if node.opens else None
@@ -151,7 +151,7 @@ def probe_node() -> Node:
 
 
 def probe_privilege() -> int:
-    """The errno with which the kernel would refuse to create an interface in this namespace, 0 if it would not."""
+    """The errno of creating an interface in this namespace; 0 if it is allowed. No interface is created."""
     file = QueueFile.open()
     try:
         refused = _attempt(lambda: file.set_ifreq(_abi.TUNSETIFF, "", 0))
@@ -170,7 +170,7 @@ def probe_user_namespace() -> UserNamespace:
 
 
 def probe_kernel(privileged: bool) -> dict[str, int]:
-    """The errno of each thing tried on an interface, by name; 0 for what works. What could not be tried is missing."""
+    """The errno of each feature, by name; 0 if it works. Features that could not be tried are missing."""
     return _in_child(lambda: _experiment(privileged)) or {}
 
 
@@ -204,7 +204,7 @@ def _attempt(call: Callable[[], object]) -> int:
 
 
 def _in_child(function: Callable[[], Any]) -> Any:
-    """What *function* returns in a process of its own, or None if it did not come to an end."""
+    """Runs *function* in a child process. Returns its result, or None if it failed or took too long."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -236,9 +236,9 @@ def _unshare(flags: int) -> None:
 
 
 def _enter_user_namespace() -> tuple[str, int]:
-    """As ``unshare -Urn``, and makes sure that it is good for something. Returns the step that failed, and its errno.
+    """Does what ``unshare -Urn`` does, and tries a capability. Returns the step that failed, and its errno.
 
-    With AppArmor's restriction a user namespace can be had, but its capabilities cannot be used.
+    AppArmor can allow user namespaces, but forbid their capabilities.
     """
     uid, gid = os.geteuid(), os.getegid()
 
@@ -264,7 +264,7 @@ def _set_loopback_up() -> None:
         fcntl.ioctl(sock, siocsifflags, struct.pack("16sh22x", b"lo", iff_up))
 
 
-#: Every set contains what the kernel demands together with it. USO4 and USO6 come only as a pair.
+#: Each set has the flags that the kernel requires together. USO4 and USO6 require each other.
 _OFFLOADS = {
     "csum": Offload.CSUM,
     "tso4": Offload.CSUM | Offload.TSO4,
@@ -281,10 +281,11 @@ _TUNNEL_HEADER_SIZE = 24
 def _experiment(privileged: bool) -> dict[str, int]:
     results: dict[str, int] = {}
     with ExitStack() as stack:
-        # Inside a user namespace there is no privilege for bpf(2), whatever this user has outside: load it first.
+        # Load the program first: inside a user namespace, bpf(2) is never allowed.
         program = _load_program(stack, results)
         if privileged:
-            # Without CAP_SYS_ADMIN a user namespace serves as well; without that, the interfaces are here for a moment.
+            # A network namespace requires CAP_SYS_ADMIN or a user namespace. With neither, the interfaces are created
+            # in this namespace, for a moment.
             if _attempt(lambda: _unshare(_CLONE_NEWNET)):
                 _attempt(lambda: _unshare(_CLONE_NEWUSER | _CLONE_NEWNET))
         elif _enter_user_namespace()[0]:
@@ -294,8 +295,8 @@ def _experiment(privileged: bool) -> dict[str, int]:
 
 
 def _load_program(stack: ExitStack, results: dict[str, int]) -> int | None:
-    """A minimal steering program as a descriptor; why there is none goes to the results, if the kernel is the reason."""
-    with suppress(Exception):  # anything but OSError is not the kernel's doing, and says nothing about the kernel
+    """The descriptor of a minimal steering program, or None. If the kernel refuses it, the errno is in *results*."""
+    with suppress(Exception):  # only an OSError comes from the kernel
         from .. import bpf
 
         try:
@@ -306,7 +307,7 @@ def _load_program(stack: ExitStack, results: dict[str, int]) -> int | None:
 
 
 def try_interfaces(stack: ExitStack, program: int | None) -> dict[str, int]:
-    """Makes up to two interfaces in the namespace of the caller. They go when *stack* closes."""
+    """Creates up to two interfaces in the namespace of the caller. They are removed when *stack* closes."""
 
     def open_file() -> QueueFile:
         file = QueueFile.open()
@@ -335,7 +336,7 @@ def try_interfaces(stack: ExitStack, program: int | None) -> dict[str, int]:
     def napi() -> None:
         file = open_file()
         file.set_ifreq(_abi.TUNSETIFF, _TEMPLATE, plain | _abi.IFF_NAPI)
-        # TUNSETIFF takes flags that it does not know.
+        # TUNSETIFF ignores flags that it does not know.
         if not file.get_ifreq().flags & _abi.IFF_NAPI:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 

@@ -1,8 +1,9 @@
-"""Which processes hold the queues of a namespace's interfaces, as far as this user may know.
+"""Finds the processes that hold the queues of a namespace's interfaces, as far as this user may see them.
 
-``/proc/PID/fdinfo`` tells the interface of a descriptor by its name alone, and names are unique within one namespace
-only. A duplicate of the descriptor tells the namespace, and whether the queue is enabled; it takes the privilege to
-trace that process, and is closed at once. Without it, a process is taken to hold what is in its own namespace.
+``/proc/PID/fdinfo`` has the name of the interface, which is unique only within its namespace. A duplicate of the
+descriptor tells the namespace, and whether the queue is enabled. Duplicating requires the privilege to trace the other
+process; the duplicate is closed at once. Without the privilege, the interface is assumed to be in the namespace of the
+process.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ _PIDFD_GETFD = 438  # the same number on all architectures
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """One queue in the hands of a process."""
+    """A process with the descriptor of a queue."""
 
     interface: str
     pid: int
     command: str
     fd: int
-    #: None where this user may not know.
+    #: None if this user may not see it.
     enabled: bool | None
 
 
 def namespace_identity(netns: str | None) -> Identity:
-    """That of a namespace as the user named it; None is that of the calling thread.
+    """The identity of a namespace given by name or path. None means the namespace of the calling thread.
 
     Raises:
-        SetupError: There is none, or no right to open it.
+        SetupError: The namespace does not exist, or this user may not open it.
     """
     if netns is None:
         return identity()
@@ -50,11 +51,11 @@ def namespace_identity(netns: str | None) -> Identity:
 
 
 def holders(namespace: Identity) -> list[Holder]:
-    """All that can be found, by interface, process and descriptor."""
+    """All holders that can be found, sorted by interface, process and descriptor."""
     found: list[Holder] = []
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
-            with suppress(OSError):  # it has ended meanwhile, or is another user's
+            with suppress(OSError):  # the process has ended, or belongs to another user
                 found += _held_by(int(entry), namespace)
     return sorted(found, key=lambda each: (each.interface, each.pid, each.fd))
 
@@ -72,7 +73,7 @@ def _held_by(pid: int, namespace: Identity) -> Iterator[Holder]:
 
 
 def _interface_of(fdinfo: str) -> str:
-    """The name on the line that the driver adds; empty for a descriptor that is attached to nothing."""
+    """The name of the interface; empty for a descriptor that is not attached to one."""
     for line in fdinfo.splitlines():
         key, _, value = line.partition("\t")
         if key == "iff:":
@@ -86,7 +87,7 @@ def _own_namespace(folder: Path) -> Identity:
 
 
 def _ask(pid: int, fd: int) -> tuple[Identity | None, bool | None]:
-    """The namespace of the interface behind another process's descriptor, and whether the queue is enabled."""
+    """The namespace of the interface of another process's descriptor, and whether the queue is enabled."""
     try:
         process = os.pidfd_open(pid)
     except OSError:

@@ -24,7 +24,7 @@ def as_text(links: Sequence[Link], netns: str | None) -> str:
 
 
 def describe(link: Link) -> dict[str, Any]:
-    """A `Link` for JSON, with the names of its owner and group as far as this machine knows them."""
+    """A `Link` for JSON, with the names of its owner and group, or None where this machine has no name for them."""
     return asdict(link) | {"owner_name": user_name(link.owner), "group_name": group_name(link.group)}
 
 
@@ -47,7 +47,7 @@ def _render_one(link: Link) -> str:
 
 
 def _queues(link: Link) -> str:
-    if link.queues is None:  # the kernel counts those of multi-queue interfaces only
+    if link.queues is None:  # the kernel counts the queues of multi-queue interfaces only
         return "at most 1"
     return f"{link.queues} enabled, {link.disabled_queues or 0} disabled"
 

@@ -1,4 +1,4 @@
-"""The command line: ``python -m aiotuntap``. Each command imports what it needs when it runs, so ``--help`` is quick."""
+"""The command line: ``python -m aiotuntap``. Each command imports its modules when it runs, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from .. import __version__
 from .._errors import TuntapError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 1 when it could not do what it was asked for, 2 for a wrong call."""
+    """Runs one command and returns its exit status: 0, 1 if the command failed, or 2 for wrong arguments."""
     options = build_parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -20,51 +21,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Whoever read the output has seen enough. Python flushes once more at exit, and must not fail then.
+        # The reader has closed the pipe. Python flushes stdout again at exit, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
         return 1
     except (TuntapError, OSError) as error:
         return _fail(getattr(error, "strerror", None) or str(error))
     except ImportError as error:
-        return _fail(f"{error}; 'python -m aiotuntap doctor' tells what is missing")
+        return _fail(f"{error}; run 'python -m aiotuntap doctor' to see what is missing")
     except KeyboardInterrupt:
         return 130
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="aiotuntap", description="TUN/TAP interfaces of this machine.")
+    parser = argparse.ArgumentParser(
+        prog="aiotuntap", description="Checks and shows the TUN/TAP interfaces of this machine."
+    )
+    parser.add_argument("--version", action="version", version=f"aiotuntap {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     doctor = commands.add_parser(
         "doctor",
-        help="what this machine and user can do, and how to fix what they cannot",
-        description="Tries what TUN/TAP needs and offers, and says how to fix what is missing. Leaves nothing behind."
-        " The exit status is 0 if the demo can run.",
+        help="check what this machine and user can do, and how to fix what does not work",
+        description="Tries what aiotuntap needs and what the kernel offers, and says how to fix what does not work."
+        " It leaves no interfaces behind. The exit status is 0 if the demo can run.",
     )
-    doctor.add_argument("--json", action="store_true", help="a list of objects: check, ok, value, detail, fix")
+    doctor.add_argument(
+        "--json", action="store_true", help="print a list of objects with: check, ok, value, detail, fix"
+    )
     doctor.set_defaults(run=_doctor)
 
     listing = commands.add_parser(
         "list",
-        help="the TUN/TAP interfaces of a network namespace",
-        description="Lists the TUN/TAP interfaces of a network namespace. Counters are the kernel's: rx is what"
-        " programs wrote, tx what they read.",
+        help="list the TUN/TAP interfaces of a network namespace",
+        description="Lists the TUN/TAP interfaces of a network namespace. The counters are the kernel's: rx counts what"
+        " programs wrote, tx counts what they read.",
     )
-    listing.add_argument("--netns", metavar="NAME_OR_PATH", help="as in 'ip netns', or such as /proc/PID/ns/net")
-    listing.add_argument("--json", action="store_true", help="a list of objects, one for each interface")
+    listing.add_argument(
+        "--netns", metavar="NAME_OR_PATH", help="a name as in 'ip netns', or a path such as /proc/PID/ns/net"
+    )
+    listing.add_argument("--json", action="store_true", help="print a list with one object for each interface")
     listing.set_defaults(run=_list)
 
     top = commands.add_parser(
         "top",
-        help="what passes through the TUN/TAP interfaces of a network namespace",
-        description="Shows frames, bytes and drops a second of each TUN/TAP interface, as the kernel counts them, and"
-        " which processes hold its queues. A super-frame is one frame: the column B/frame has the mean size."
-        " The kernel counts nothing for single queues. Ctrl-C ends it.",
+        help="show the traffic of the TUN/TAP interfaces of a network namespace",
+        description="Shows the frames, bytes and drops per second of each TUN/TAP interface, as the kernel counts them,"
+        " and the processes that hold its queues. A super-frame counts as one frame; the column B/frame shows the mean"
+        " size. The kernel has no counters for single queues. Press Ctrl-C to end it.",
     )
-    top.add_argument("--netns", metavar="NAME_OR_PATH", help="as in 'ip netns', or such as /proc/PID/ns/net")
-    top.add_argument("--interval", type=_seconds, default=1.0, metavar="SECONDS", help="between two looks (1)")
-    top.add_argument("--once", action="store_true", help="end after one interval")
-    top.add_argument("--json", action="store_true", help="for each interval a line with a list, an object an interface")
+    top.add_argument(
+        "--netns", metavar="NAME_OR_PATH", help="a name as in 'ip netns', or a path such as /proc/PID/ns/net"
+    )
+    top.add_argument(
+        "--interval", type=_seconds, default=1.0, metavar="SECONDS", help="time between two updates (default: 1)"
+    )
+    top.add_argument("--once", action="store_true", help="print one interval and exit")
+    top.add_argument(
+        "--json",
+        action="store_true",
+        help="print one line for each interval: a list with one object for each interface",
+    )
     top.set_defaults(run=_top)
     return parser
 
@@ -72,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0.01 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"from 0.01 to 86400 seconds, not {text}")
+        raise argparse.ArgumentTypeError(f"must be from 0.01 to 86400 seconds, not {text}")
     return seconds
 
 

@@ -1,4 +1,4 @@
-"""The doctor's report: checks as text and as JSON."""
+"""The output of ``doctor``: checks as text and as JSON."""
 
 from __future__ import annotations
 

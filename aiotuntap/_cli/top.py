@@ -1,7 +1,7 @@
-"""Rates of the interfaces of a namespace, from the kernel's counters, and who holds their queues.
+"""Traffic of the interfaces of a namespace, from the kernel's counters, and the processes that hold their queues.
 
-Per queue the driver counts nothing, so that rates are those of whole interfaces; `Stats` has those of a program's own
-queues. A super-frame counts as one frame, which the mean size of frames tells.
+The driver has no counters for single queues, so the rates are those of whole interfaces. `Stats` has the counters of a
+program's own queues. A super-frame counts as one frame; the mean size of the frames shows them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _COLUMNS = ("frames/s", "bytes/s", "drop/s")
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """One direction of an interface, a second."""
+    """One direction of an interface, per second."""
 
     frames: float
     bytes: float
@@ -39,7 +39,7 @@ class Flow:
 
     @property
     def frame_size(self) -> float | None:
-        """Mean bytes of a frame; far over the MTU where super-frames pass. None without frames."""
+        """Mean size of a frame in bytes, far over the MTU if there are super-frames. None without frames."""
         return round(self.bytes / self.frames, 3) if self.frames else None
 
 
@@ -48,16 +48,16 @@ class Row:
     """One interface during one interval."""
 
     link: Link
-    #: Of the interval; 0 for an interface that was not there when it began.
+    #: Length of the interval; 0 for an interface that did not exist when the interval began.
     seconds: float
-    #: What programs read from the interface, and what they wrote to it.
+    #: Frames that programs read from the interface, and frames that they wrote to it.
     read: Flow
     written: Flow
     holders: tuple[Holder, ...]
 
 
 def rows(before: Sequence[Link], after: Sequence[Link], seconds: float, held: Sequence[Holder]) -> list[Row]:
-    """What happened between two looks at a namespace, by name of the interface."""
+    """The traffic between two snapshots of a namespace, sorted by the name of the interface."""
     earlier = {link.index: link for link in before}
     found = []
     for link in sorted(after, key=lambda link: link.name):
@@ -109,7 +109,7 @@ def _describe(row: Row) -> dict[str, Any]:
 
 
 def as_text(found: Sequence[Row], netns: str | None) -> list[str]:
-    """Lines of 80 columns at most."""
+    """Lines of at most 80 columns."""
     if not found:
         place = "this network namespace" if netns is None else f"network namespace {netns!r}"
         return [f"No TUN/TAP interfaces in {place}."]
@@ -146,7 +146,7 @@ def human(value: float) -> str:
 
 
 async def watch(netns: str | None, interval: float, once: bool, in_json: bool) -> None:
-    """Prints what happens in each *interval* of seconds, for ever or *once*."""
+    """Prints the traffic of each *interval* in seconds, until cancelled or *once*."""
     namespace = namespace_identity(netns)
     before, then = await tuntaps(netns), monotonic()
     is_screen = sys.stdout.isatty() and not once and not in_json
@@ -168,7 +168,7 @@ async def watch(netns: str | None, interval: float, once: bool, in_json: bool) -
 
 
 def _screen(lines: Sequence[str], height: int) -> str:
-    """What draws lines over those that were drawn before."""
+    """The escape sequences that replace the lines on the screen."""
     shown = list(lines)
     if len(shown) > height - 1:
         shown = [*shown[: max(height - 2, 1)], f"… and {len(shown) - max(height - 2, 1)} more lines"]

@@ -6,42 +6,27 @@ What is so already takes no privilege, and its owner has none to change it.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
+from typing import TypeAlias, TypeVar
 
 from .. import _abi
 from .._errors import SetupError, cannot
 from .._netns import open_namespace, parse_namespace
 from .._types import Link
-from . import messages
+from . import requests
+from .iproute import Address, Route, parse_address, parse_route
+from .ipv6 import set_ipv6
 from .link import Where, located
-from .messages import Interface, Route
 from .socket import RouteError, RouteSocket, in_namespace
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 _TRIES = 10
-
-
-def parse_route(text: str) -> Route:
-    """A route as ``ip route`` writes it: ``DESTINATION [via GATEWAY] [metric NUMBER]``."""
-    try:
-        destination, *rest = text.split()
-        options = dict(zip(rest[::2], rest[1::2], strict=True))
-        gateway = ipaddress.ip_address(options.pop("via")) if "via" in options else None
-        metric = int(options.pop("metric")) if "metric" in options else None
-        if destination == "default":
-            destination = "::/0" if gateway is not None and gateway.version == 6 else "0.0.0.0/0"
-        network = ipaddress.ip_network(destination)
-        if options or (gateway is not None and gateway.version != network.version) or not 0 <= (metric or 0) < 1 << 32:
-            raise ValueError
-    except ValueError:
-        raise ValueError(
-            f"route {text!r}: 'DESTINATION [via GATEWAY] [metric NUMBER]', such as '10.1.0.0/16', 'default via"
-            " 10.0.0.1' or 'fd00:1::/64 via fd00::2 metric 50'"
-        ) from None
-    return Route(network, gateway, metric)
+Entry = TypeVar("Entry", Address, Route)
+#: By identity: many may be asked for, and many may be there.
+Wanted: TypeAlias = dict[Hashable, Entry]
 
 
 class Settings:
@@ -55,45 +40,80 @@ class Settings:
         mac: str | None,
         addresses: Sequence[str] | None,
         routes: Sequence[str] | None,
+        replace: bool,
+        ipv6: bool | None,
         master: str | None,
         txqueuelen: int | None,
         name: str | None,
         netns: str | os.PathLike[str] | None,
     ) -> None:
-        if up is not None and not isinstance(up, bool):
-            raise TypeError(f"up {up!r}: True or False")
-        self.up = up
+        self.up = _check_flag("up", up)
         self.mtu = _check_number("mtu", mtu, "bytes")
         self.txqueuelen = _check_number("txqueuelen", txqueuelen, "frames")
-        if mac is not None and not _MAC.fullmatch(mac):
-            raise ValueError(f"mac {mac!r}: six bytes in hexadecimal with colons between, as '02:00:00:00:00:01'")
-        self.mac = mac
-        self.addresses = [_parse_address(each) for each in _check_list("addresses", addresses)]
-        self.routes = [parse_route(each) for each in _check_list("routes", routes)]
-        self.master = master
-        if name is not None and (not name or "%" in name or _abi.encode_name(name) is None):
-            raise ValueError(f"name {name!r}: a new name for the interface, no template")
-        self.name = name
+        self.mac = None if mac is None else _check_mac(mac)
+        self.addresses = _parse_all("addresses", addresses, parse_address)
+        self.routes = _parse_all("routes", routes, parse_route)
+        self.replace = bool(_check_flag("replace", replace))
+        self.ipv6 = _check_flag("ipv6", ipv6)
+        if ipv6 is False:
+            entries: list[Address | Route] = [*(self.addresses or {}).values(), *(self.routes or {}).values()]
+            for each in entries:
+                if each.version == 6:
+                    raise ValueError(f"ipv6=False turns IPv6 off, and {each} is of IPv6: leave one of the two out")
+        self.master = None if master is None else _check_master(master)
+        self.name = None if name is None else _check_name(name)
         self.netns = None if netns is None else parse_namespace(netns)
+
+
+def _check_flag(setting: str, value: bool | None) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{setting} must be True or False, not {value!r}")
+    return value
 
 
 def _check_number(setting: str, number: int | None, unit: str) -> int | None:
     if number is not None and (not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 31):
-        raise ValueError(f"{setting} {number!r}: a whole number of {unit}")
+        raise ValueError(f"{setting} must be a whole number of {unit} from 0 to {(1 << 31) - 1}, not {number!r}")
     return number
 
 
-def _check_list(setting: str, texts: Sequence[str] | None) -> Sequence[str]:
+def _check_mac(mac: str) -> str:
+    if not isinstance(mac, str):
+        raise TypeError(f"mac must be a string such as '02:00:00:00:00:01', not {mac!r}")
+    if not _MAC.fullmatch(mac):
+        raise ValueError(f"mac must be six bytes in hexadecimal, such as '02:00:00:00:00:01', not {mac!r}")
+    if int(mac[:2], 16) & 1:
+        raise ValueError(f"mac must not be a multicast address, and {mac!r} is one: its first byte must be even")
+    return mac.lower()
+
+
+def _check_name(name: str) -> str:
+    if not _abi.encode_name(name) or "%" in name:
+        raise ValueError(f"name must be a new name for the interface, not a template nor empty: {name!r}")
+    return name
+
+
+def _check_master(master: str) -> str:
+    """``""`` is for no master."""
+    if "%" in master or _abi.encode_name(master) is None:
+        raise ValueError(f"master must be the name of an interface, not {master!r}")
+    return master
+
+
+def _parse_all(setting: str, texts: Sequence[str] | None, parse: Callable[[str], Entry]) -> Wanted[Entry] | None:
     if isinstance(texts, (str, bytes)):
-        raise TypeError(f"{setting}: a list of strings, not {texts!r} alone")
-    return texts or ()
-
-
-def _parse_address(text: str) -> Interface:
-    try:
-        return ipaddress.ip_interface(text if isinstance(text, str) else "")  # it takes numbers too
-    except ValueError:
-        raise ValueError(f"address {text!r}: an IPv4 or IPv6 address with a prefix, as '10.0.0.1/24'") from None
+        raise TypeError(f"{setting} must be a list of strings, not the string {texts!r}: write [{texts!r}]")
+    if texts is None:
+        return None
+    wanted: Wanted[Entry] = {}
+    written: dict[Hashable, str] = {}
+    for text in texts:
+        entry = parse(text)
+        if wanted.setdefault(entry.identity, entry) != entry:
+            other = written[entry.identity]
+            raise ValueError(f"{setting} {other!r} and {text!r} exclude each other: leave one of the two out")
+        written[entry.identity] = text
+    return wanted
 
 
 async def configure(where: Where, index: int, settings: Settings) -> int:
@@ -119,7 +139,8 @@ async def configure(where: Where, index: int, settings: Settings) -> int:
         if target is not None:
             os.close(target)
     raise SetupError(
-        errno.EAGAIN, f"cannot configure {link.name!r}: it is moved to other namespaces meanwhile; try again"
+        errno.EAGAIN,
+        f"cannot configure {link.name!r}: it was moved to another namespace during each of {_TRIES} tries; try again",
     )
 
 
@@ -129,6 +150,7 @@ class _Change:
     def __init__(self, route: RouteSocket, link: Link, settings: Settings, target: int | None) -> None:
         self._route = route
         self._link = link
+        self._index = link.index
         self._settings = settings
         self._target = target
         self._name = link.name
@@ -137,16 +159,21 @@ class _Change:
         """Whether it was done. If not, the interface is not in this namespace any more: it was moved, or deleted.
 
         In an order in which each can succeed. Moving comes first, since an interface loses its addresses and goes down
-        on the way; a rename before it comes up, which some kernels demand; routes last, which need it up.
+        on the way; a rename before it comes up, which some kernels demand; IPv6 and the master before it comes up too,
+        or else the kernel would send; routes last, which need it up and may name an address.
         """
         try:
             if self._move():
                 return False
             self._set_link()
-            self._add_addresses()
+            if self._settings.ipv6 is not None and not set_ipv6(self._route, self._index, self._settings.ipv6):
+                return False
+            if self._settings.addresses is not None:
+                self._set_addresses(self._settings.addresses)
             if self._settings.up and not self._link.up:
-                self._set("up", True, messages.set_link(self._link.index, up=True))
-            self._add_routes()
+                self._set("up", True, requests.set_link(self._index, up=True))
+            if self._settings.routes is not None:
+                self._set_routes(self._settings.routes)
         except _NotHereError:
             return False
         return True
@@ -157,26 +184,25 @@ class _Change:
         status = os.fstat(self._target)
         if (status.st_dev, status.st_ino) == self._route.namespace:
             return False
-        self._set("netns", repr(self._settings.netns), messages.set_link(self._link.index, netns_fd=self._target))
+        self._set("netns", repr(self._settings.netns), requests.set_link(self._index, netns_fd=self._target))
         return True
 
     def _set_link(self) -> None:
-        link, index, wanted = self._link, self._link.index, self._settings
+        link, index, wanted = self._link, self._index, self._settings
         if wanted.up is False and link.up:
-            self._set("up", False, messages.set_link(index, up=False))
-        if wanted.name is not None and wanted.name != link.name:
-            self._set("name", wanted.name, messages.set_link(index, name=wanted.name))
-            self._name = wanted.name
-        if wanted.mtu is not None and wanted.mtu != link.mtu:
-            self._set("mtu", wanted.mtu, messages.set_link(index, mtu=wanted.mtu))
-        if wanted.mac is not None and wanted.mac.lower() != link.mac:
-            self._set("mac", wanted.mac, messages.set_link(index, mac=wanted.mac))
-        if wanted.txqueuelen is not None and wanted.txqueuelen != link.txqueuelen:
-            self._set("txqueuelen", wanted.txqueuelen, messages.set_link(index, txqueuelen=wanted.txqueuelen))
-        if wanted.master is not None:
+            self._set("up", False, requests.set_link(index, up=False))
+        if wanted.name not in (None, link.name):
+            self._set("name", wanted.name, requests.set_link(index, name=wanted.name))
+            self._name = wanted.name or self._name
+        if wanted.mtu not in (None, link.mtu):
+            self._set("mtu", wanted.mtu, requests.set_link(index, mtu=wanted.mtu))
+        if wanted.mac not in (None, link.mac):
+            self._set("mac", wanted.mac, requests.set_link(index, mac=wanted.mac))
+        if wanted.txqueuelen not in (None, link.txqueuelen):
+            self._set("txqueuelen", wanted.txqueuelen, requests.set_link(index, txqueuelen=wanted.txqueuelen))
+        if wanted.master is not None and wanted.master != (link.master or ""):
             master = self._index_of_master(wanted.master)
-            if master != (link.master or 0):
-                self._set("master", wanted.master, messages.set_link(index, master=master))
+            self._set("master", repr(wanted.master), requests.set_link(index, master=master))
 
     def _index_of_master(self, master: str) -> int:
         if not master:
@@ -184,39 +210,102 @@ class _Change:
         link = self._route.link(name=master)
         if link is None:
             raise SetupError(
-                errno.ENODEV, f"cannot set master of {self._name!r} to {master!r}: no such interface in its namespace"
+                errno.ENODEV,
+                f"cannot set master of {self._name!r} to {master!r}: no such interface in its namespace;"
+                f" 'ip link add {master} type bridge' makes a bridge",
             )
         return link.index
 
-    def _add_addresses(self) -> None:
-        for address in self._settings.addresses:
-            if str(address) not in self._link.addresses:
-                self._set("address", address, messages.new_address(self._link.index, address), ignore=errno.EEXIST)
+    def _set_addresses(self, wanted: Wanted[Address]) -> None:
+        there = self._route.addresses(self._index)
+        spare = [each.address for each in there if self._is_spare(wanted, each.address, each.automatic)]
+        routes = self._route.routes(self._index, 4) if any(address.version == 4 for address in spare) else []
+        for address in spare:
+            request = requests.delete_address(self._index, address)
+            self._ask(f"remove address {address} from {self._name!r}", request, ignore=errno.EADDRNOTAVAIL)
+        if spare:  # with an IPv4 address go those of its subnet that were set after it
+            there = self._route.addresses(self._index)
+        for address in _missing(wanted, [each.address for each in there]):
+            self._set("address", address, requests.new_address(self._index, address), ignore=errno.EEXIST)
+        if routes:
+            self._restore([entry.route for entry in routes if not entry.automatic])
 
-    def _add_routes(self) -> None:
-        there: dict[int, list[Route]] = {}
-        for wanted in self._settings.routes:
-            version = wanted.destination.version
-            if version not in there:
-                there[version] = self._route.routes(self._link.index, version)
-            if not any(wanted.same(each) for each in there[version]):
-                self._set("route", wanted, messages.new_route(self._link.index, wanted), ignore=errno.EEXIST)
+    def _restore(self, routes: Sequence[Route]) -> None:
+        """With the last IPv4 address the kernel removes all IPv4 routes, also if there is another address soon."""
+        there = {entry.route.identity for entry in self._route.routes(self._index, 4)}
+        for route in routes:
+            if route.identity not in there:
+                with suppress(RouteError):  # its gateway or source may have gone with the address
+                    self._route.ask(requests.new_route(self._index, route))
+
+    def _set_routes(self, wanted: Wanted[Route]) -> None:
+        versions = (4, 6) if self._settings.replace else sorted({route.version for route in wanted.values()})
+        there = [entry for version in versions for entry in self._route.routes(self._index, version)]
+        for entry in there:
+            if self._is_spare(wanted, entry.route, entry.automatic):
+                request = requests.delete_route(self._index, entry.route)
+                self._ask(f"remove route {entry.route} from {self._name!r}", request, ignore=errno.ESRCH)
+        for route in _missing(wanted, [entry.route for entry in there]):
+            self._set("route", route, requests.new_route(self._index, route), ignore=errno.EEXIST)
+
+    def _is_spare(self, wanted: Wanted[Entry], there: Entry, automatic: bool) -> bool:
+        """Whether it has to go: another one is wanted in its place, or nothing but others."""
+        instead = wanted.get(there.identity)
+        if instead is not None:
+            return not instead.is_met_by(there)
+        return self._settings.replace and not automatic
 
     def _set(self, setting: str, value: object, request: bytearray, ignore: int | None = None) -> None:
+        self._ask(
+            f"set {setting} of {self._name!r} to {value}", request, ignore, lambda error: self._hint(value, error)
+        )
+
+    def _ask(
+        self,
+        action: str,
+        request: bytearray,
+        ignore: int | None = None,
+        hint: Callable[[RouteError], str] = lambda _: "",
+    ) -> None:
         try:
             self._route.ask(request, ignore)
         except RouteError as error:
-            if error.errno == errno.ENODEV and self._route.link(index=self._link.index) is None:
-                raise _NotHereError from error
-            hint = ""
+            if error.errno == errno.ENODEV and self._route.link(index=self._index) is None:
+                raise _NotHereError from None
             if error.errno == errno.EPERM:
-                hint = "it takes CAP_NET_ADMIN in the user namespace of its namespace"
-            elif error.errno == errno.EBUSY and setting == "name":
-                hint = (
-                    "before Linux 6.2 an interface keeps its name while it is up: set it down first, or together with"
-                    f" the name: configure(up=False, name={value!r})"
-                )
-            raise cannot(f"set {setting} of {self._name!r} to {value}", error, hint) from error
+                advice = "it takes CAP_NET_ADMIN in the user namespace of its namespace"
+            else:
+                advice = hint(error)
+            raise cannot(action, error, advice) from None
+
+    def _hint(self, value: object, error: RouteError) -> str:
+        if error.errno == errno.EBUSY and value == self._settings.name:
+            return (
+                "before Linux 6.2 an interface keeps its name while it is up: set it down first, or together with the"
+                f" name: configure(up=False, name={value!r})"
+            )
+        if error.errno == errno.EEXIST and value == self._settings.name:
+            return "another interface has this name: choose another one"
+        if error.errno == errno.EOPNOTSUPP and value == self._settings.mac and self._link.mac is None:
+            return "a TUN interface has no MAC address, and one opened with mode='tap' has"
+        link = self._route.link(index=self._index) if isinstance(value, (Address, Route)) else None
+        if link is None or not isinstance(value, (Address, Route)):
+            return ""
+        if value.version == 6 and link.mtu < 1280:
+            return f"IPv6 takes an MTU of at least 1280, and it is {link.mtu}"
+        if value.version == 6 and not link.ipv6:
+            return "IPv6 is off on this interface, and configure(ipv6=True) turns it on"
+        if isinstance(value, Route) and not link.up:
+            return "the interface is down: set it up first, or together with the route: configure(up=True, routes=...)"
+        if isinstance(value, Route) and str(value.source) in {each.partition("/")[0] for each in link.tentative}:
+            return f"{value.source} is tentative: wait with 'await ready()' before, or give the address with 'nodad'"
+        return ""
+
+
+def _missing(wanted: Wanted[Entry], there: Sequence[Entry]) -> list[Entry]:
+    """Those wanted that none of those that are there is."""
+    met = {each.identity for each in there if each.identity in wanted and wanted[each.identity].is_met_by(each)}
+    return [each for identity, each in wanted.items() if identity not in met]
 
 
 class _NotHereError(Exception):

@@ -37,8 +37,8 @@ async def explain(error: AttachError, options: Options, netns: Namespace) -> Set
         )
     elif cause.errno == errno.EPERM and not _ownership(interface):
         text = (
-            "it exists without an owner, and this kernel lets only CAP_NET_ADMIN attach to such a one: run as root, or"
-            f" have root make it for you: 'ip tuntap add mode {options.mode} name {name} user USER"
+            "it exists without an owner, and attaching to it takes CAP_NET_ADMIN on this kernel: run as root, or have"
+            f" root make it for you: 'ip tuntap add mode {options.mode} name {name} user USER"
             f"{' multi_queue' if options.multi_queue else ''}'"
         )
     elif cause.errno == errno.EPERM:
@@ -68,7 +68,8 @@ async def check_headers(name: str, options: Options, netns: Namespace, mine: Seq
 def mismatch(interface: Link, options: Options) -> str | None:
     """How an existing interface differs from what was asked for."""
     if interface.mode is None:
-        return f"an interface of that name exists and is not a TUN/TAP interface ({interface.kind or 'no'} driver): use another name"
+        kind = "" if interface.kind is None else f", but of the kind {interface.kind!r}"
+        return f"an interface of that name exists and is not a TUN/TAP interface{kind}: use another name"
     if interface.mode is not options.mode:
         return f"it exists as a {interface.mode} interface: open it with mode={str(interface.mode)!r}"
     for option, there, asked in (
@@ -80,7 +81,7 @@ def mismatch(interface: Link, options: Options) -> str | None:
             continue
         if option == "vnet_header" and options.transparent:
             return "it exists with vnet_header=False, and offloads need a header: leave them out, or remove it first"
-        return f"it exists with {option}={there}: open it so, or remove it first"
+        return f"it exists with {option}={there}: open it with {option}={there}, or remove it first"
     return None
 
 

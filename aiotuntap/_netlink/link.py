@@ -63,10 +63,13 @@ async def located(where: Where, index: int = 0) -> AsyncIterator[tuple[Namespace
     if link is None:
         raise SetupError(
             errno.ENODEV,
-            f"cannot find interface {before!r} in the namespace where it was opened: it was moved to another one, and"
-            " where it is takes CAP_NET_ADMIN there to know",
+            f"cannot find interface {before!r} in the namespace where it was opened: it was moved to another one, and it"
+            " takes CAP_NET_ADMIN there to find it; run as root, or open it again in its new namespace (netns=...)",
         )
-    raise SetupError(errno.EAGAIN, f"interface {before!r} is renamed or moved all the time: try again")
+    raise SetupError(
+        errno.EAGAIN,
+        f"cannot find interface {before!r}: it was renamed or moved during each of {_TRIES} looks; try again",
+    )
 
 
 def _find(route: RouteSocket, name: str, index: int) -> tuple[bool, Link | None]:

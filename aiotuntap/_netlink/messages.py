@@ -1,8 +1,7 @@
-"""rtnetlink(7) messages as bytes: requests, which pyroute2 encodes, and answers, which are decoded here.
+"""rtnetlink(7) answers and notifications as bytes, and what they mean.
 
-pyroute2's own form of one answer takes 28 KB and up to 2 ms; of some sixty attributes this package looks at ten.
-Importing this module imports pyroute2, which takes a fifth of a second: do it on a thread, and only when netlink is
-needed.
+They are decoded here: pyroute2's own form of one answer takes 28 KB and up to 2 ms, and of some sixty attributes this
+package looks at twenty.
 """
 
 from __future__ import annotations
@@ -11,20 +10,13 @@ import ipaddress
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
-
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
+from typing import NamedTuple
 
 from .. import _abi
 from .._types import Counters, Link, Mode
-
-Interface: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+from .iproute import Address, IPAddress, Route
 
 NLMSG_ERROR = 2
 NLMSG_DONE = 3
@@ -35,13 +27,9 @@ RTM_NEWADDR = 20
 RTM_DELADDR = 21
 RTM_GETADDR = 22
 RTM_NEWROUTE = 24
+RTM_DELROUTE = 25
 RTM_GETROUTE = 26
 
-_REQUEST = 0x1
-_ACK = 0x4
-_DUMP = 0x300
-_EXCL = 0x200
-_CREATE = 0x400
 #: In answers: the list changed while it was being dumped; the original request is left out; attributes follow.
 NLM_F_DUMP_INTR = 0x10
 _CAPPED = 0x100
@@ -51,21 +39,30 @@ _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, seque
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
+_NEXT_HOP = struct.Struct("=HBxi")  # struct rtnexthop: length, flags, hops, index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, lengths, TOS, table, protocol, scope, type, flags
-_SEQUENCE = struct.Struct("=I")
 _INDEX = struct.Struct("=i")
 _ERROR = struct.Struct("=i")
 _NUMBER = struct.Struct("=I")
 _STATS64 = struct.Struct("=8Q")  # the first of struct rtnl_link_stats64
 
-_IFF_UP = 0x1
+IFF_UP = 0x1
 _IFF_LOWER_UP = 0x10000
-_RT_TABLE_MAIN = 254
-_RTPROT_STATIC = 4
-_RTN_UNICAST = 1
-_RT_SCOPE_LINK = 253
-#: The kernel's metric for a route that names none.
-_DEFAULT_METRIC = {4: 0, 6: 1024}
+#: By whom a route was made, where that was the kernel itself: ICMP redirects, itself, router advertisements.
+_RTPROT_OF_THE_KERNEL = (1, 2, 9)
+RTN_UNICAST = 1
+_RTM_F_CLONED = 0x200
+RTNH_F_ONLINK = 4
+
+_IFA_F_TEMPORARY = 0x01  # of IPv6; of IPv4 it is that of a secondary address
+IFA_F_NODAD = 0x02
+_IFA_F_DADFAILED = 0x08
+_IFA_F_TENTATIVE = 0x40
+_IFA_F_MANAGETEMPADDR = 0x100
+IFA_F_NOPREFIXROUTE = 0x200
+
+#: In the array of an interface's IPv6 settings, DEVCONF_DISABLE_IPV6.
+_DISABLE_IPV6 = 26
 
 
 class Message(NamedTuple):
@@ -78,146 +75,34 @@ class Message(NamedTuple):
 
 
 class LinkChange(NamedTuple):
-    """An interface that is there (with everything about it but its addresses), or was removed."""
+    """An interface that is there (with everything about it but its addresses and its master's name), or was removed."""
 
     link: Link
+    #: Index of the interface that it is a port of; 0 for none.
+    master: int
     removed: bool
 
 
 class AddressChange(NamedTuple):
-    """An address that is there, or was removed; as ``"10.0.0.1/24"``."""
+    """An address that is there, or was removed."""
 
     interface: int
-    address: str
+    address: Address
+    #: Whether the kernel still looks for a duplicate of it, or has found one.
+    tentative: bool
+    duplicate: bool
+    #: Whether the kernel made it by itself: an IPv6 link-local address, or one from a router advertisement.
+    automatic: bool
     removed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A route through an interface, in the main table. It prints as ``ip route`` writes it."""
+class RouteEntry(NamedTuple):
+    """A route that is there."""
 
-    destination: Network
-    gateway: Address | None = None
-    metric: int | None = None
-
-    def same(self, other: Route) -> bool:
-        """Whether the kernel takes the two for one."""
-        return (self.destination, self.gateway, self._effective_metric) == (
-            other.destination,
-            other.gateway,
-            other._effective_metric,
-        )
-
-    @property
-    def _effective_metric(self) -> int:
-        return self.metric or _DEFAULT_METRIC[self.destination.version]
-
-    def __str__(self) -> str:
-        via = "" if self.gateway is None else f" via {self.gateway}"
-        return f"{self.destination}{via}{'' if self.metric is None else f' metric {self.metric}'}"
-
-
-# -- requests ----------------------------------------------------------------------------------------------------------
-
-
-def get_link(*, index: int = 0, name: str | None = None) -> bytearray:
-    attributes = {} if name is None else {"IFLA_IFNAME": _encode_name(name)}
-    return _encode(ifinfmsg, RTM_GETLINK, _ACK, {"index": index}, attributes)
-
-
-def dump_links() -> bytearray:
-    return _encode(ifinfmsg, RTM_GETLINK, _DUMP, {}, {})
-
-
-def set_link(
-    index: int,
-    *,
-    up: bool | None = None,
-    name: str | None = None,
-    mtu: int | None = None,
-    mac: str | None = None,
-    txqueuelen: int | None = None,
-    master: int | None = None,
-    netns_fd: int | None = None,
-) -> bytearray:
-    fields = {"index": index}
-    if up is not None:
-        fields |= {"flags": _IFF_UP if up else 0, "change": _IFF_UP}
-    attributes = {
-        "IFLA_IFNAME": None if name is None else _encode_name(name),
-        "IFLA_MTU": mtu,
-        "IFLA_ADDRESS": mac,
-        "IFLA_TXQLEN": txqueuelen,
-        "IFLA_MASTER": master,
-        "IFLA_NET_NS_FD": netns_fd,
-    }
-    return _encode(ifinfmsg, RTM_NEWLINK, _ACK, fields, attributes)
-
-
-def dump_addresses(index: int = 0) -> bytearray:
-    """All addresses, or those of one interface: see `RouteSocket` for when the kernel picks them out."""
-    return _encode(ifaddrmsg, RTM_GETADDR, _DUMP, {"index": index}, {})
-
-
-def new_address(index: int, address: Interface) -> bytearray:
-    fields = {"family": _family(address.version), "prefixlen": address.network.prefixlen, "index": index}
-    attributes = {"IFA_LOCAL": str(address.ip), "IFA_ADDRESS": str(address.ip)}
-    return _encode(ifaddrmsg, RTM_NEWADDR, _ACK | _CREATE | _EXCL, fields, attributes)
-
-
-def dump_routes(version: int, index: int) -> bytearray:
-    """The routes of IPv4 or IPv6 through one interface: see `RouteSocket` for when the kernel picks them out."""
-    return _encode(rtmsg, RTM_GETROUTE, _DUMP, {"family": _family(version)}, {"RTA_OIF": index})
-
-
-def new_route(index: int, route: Route) -> bytearray:
-    """Without NLM_F_EXCL, EEXIST means that this very route is there, and not another one to the same destination."""
-    link_scope = route.gateway is None and route.destination.version == 4
-    fields = {
-        "family": _family(route.destination.version),
-        "dst_len": route.destination.prefixlen,
-        "table": _RT_TABLE_MAIN,
-        "proto": _RTPROT_STATIC,
-        "type": _RTN_UNICAST,
-        "scope": _RT_SCOPE_LINK if link_scope else 0,
-    }
-    attributes = {
-        "RTA_DST": str(route.destination.network_address),
-        "RTA_GATEWAY": None if route.gateway is None else str(route.gateway),
-        "RTA_PRIORITY": route.metric,
-        "RTA_OIF": index,
-    }
-    return _encode(rtmsg, RTM_NEWROUTE, _ACK | _CREATE, fields, attributes)
-
-
-def set_sequence(request: bytearray, sequence: int) -> None:
-    _SEQUENCE.pack_into(request, 8, sequence)
-
-
-def _encode_name(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")  # as pyroute2 does not, which then adds the NUL
-
-
-def _family(version: int) -> int:
-    return socket.AF_INET if version == 4 else socket.AF_INET6
-
-
-def _encode(
-    kind: type, type_: int, flags: int, fields: Mapping[str, int], attributes: Mapping[str, str | bytes | int | None]
-) -> bytearray:
-    message = kind()
-    message["header"]["type"] = type_
-    message["header"]["flags"] = _REQUEST | flags
-    message["header"]["pid"] = 0
-    for field, number in fields.items():
-        message[field] = number
-    message["attrs"] = [(key, value) for key, value in attributes.items() if value is not None]
-    message.reset()
-    message.encode()
-    return bytearray(message.data)
-
-
-# -- answers and notifications -----------------------------------------------------------------------------------------
+    interface: int
+    route: Route
+    #: Whether the kernel made it by itself.
+    automatic: bool
 
 
 def split(data: bytes) -> Iterator[Message]:
@@ -253,16 +138,14 @@ def error_of(message: Message) -> tuple[int, str]:
 def decode_change(message: Message) -> LinkChange | AddressChange | None:
     """What a message tells about an interface; None when that is nothing of interest here."""
     if message.type in (RTM_NEWLINK, RTM_DELLINK):
-        link = decode_link(message)
-        return None if link is None else LinkChange(link, removed=message.type == RTM_DELLINK)
+        return decode_link(message)
     if message.type in (RTM_NEWADDR, RTM_DELADDR):
-        index, address = decode_address(message)
-        return AddressChange(index, address, removed=message.type == RTM_DELADDR)
+        return decode_address(message)
     return None
 
 
-def decode_link(message: Message) -> Link | None:
-    """An interface without its addresses; None for what a bridge tells about its port in the same kind of message."""
+def decode_link(message: Message) -> LinkChange | None:
+    """An interface; None for what a bridge tells about its port in the same kind of message."""
     family, _, index, flags, _ = _LINK.unpack_from(message.body)
     if family != socket.AF_UNSPEC:
         return None
@@ -270,16 +153,16 @@ def decode_link(message: Message) -> Link | None:
     info = _attributes(found.get(18, b""))
     kind = _text(info[1]) if 1 in info else None
     data = _attributes(info.get(2, b"")) if kind == "tun" else None
-    return Link(
+    link = Link(
         index=index,
         name=_text(found.get(3, b"")),
         kind=kind,
         mtu=_number(found, 4) or 0,
         mac=found[1].hex(":") if found.get(1) else None,
-        up=bool(flags & _IFF_UP),
+        up=bool(flags & IFF_UP),
         carrier=bool(flags & _IFF_LOWER_UP),
         txqueuelen=_number(found, 13) or 0,
-        master=_number(found, 10),
+        master=None,
         counters=_counters(found.get(23, b"")),
         mode=None if data is None else Mode.TUN if _flag(data, 3) == _abi.IFF_TUN else Mode.TAP,
         packet_info=bool(data and _flag(data, 4)),
@@ -290,31 +173,97 @@ def decode_link(message: Message) -> Link | None:
         group=_number(data or {}, 2),
         queues=_number(data or {}, 8),
         disabled_queues=_number(data or {}, 9),
+        ipv6=_has_ipv6(found.get(26, b"")),
+    )
+    return LinkChange(link, _number(found, 10) or 0, removed=message.type == RTM_DELLINK)
+
+
+def decode_address(message: Message) -> AddressChange:
+    """IFA_LOCAL is the own address on a point-to-point link, where IFA_ADDRESS is the peer's."""
+    family, prefix_length, short_flags, scope, index = _ADDRESS.unpack_from(message.body)
+    found = _attributes(message.body, _ADDRESS.size)
+    flags = _number(found, 8) or short_flags
+    other = _ip_address(family, found.get(1) or found.get(2, b""))
+    local = _ip_address(family, found[2]) if 2 in found else other
+    of_ipv6 = family == socket.AF_INET6
+    address = Address(
+        local,
+        prefix_length,
+        None if other == local else other,
+        _ip_address(family, found[4]) if 4 in found else None,
+        scope,
+        _number(found, 9),
+        bool(flags & IFA_F_NODAD),
+        bool(flags & IFA_F_NOPREFIXROUTE),
+    )
+    failed = of_ipv6 and bool(flags & _IFA_F_DADFAILED)
+    return AddressChange(
+        index,
+        address,
+        tentative=of_ipv6 and bool(flags & _IFA_F_TENTATIVE) and not failed,
+        duplicate=failed,
+        automatic=of_ipv6 and (local.is_link_local or bool(flags & (_IFA_F_TEMPORARY | _IFA_F_MANAGETEMPADDR))),
+        removed=message.type == RTM_DELADDR,
     )
 
 
-def decode_address(message: Message) -> tuple[int, str]:
-    """Index of the interface, and address with prefix length.
+def decode_routes(message: Message) -> list[RouteEntry]:
+    """The route of a message; several where IPv6 has made one of those that differ in nothing but their gateways.
 
-    IFA_LOCAL is the own address on a point-to-point link, where IFA_ADDRESS is the peer's.
+    What is no unicast route is left out, and so are IPv4 routes with several gateways.
     """
-    family, prefix_length, _, _, index = _ADDRESS.unpack_from(message.body)
-    found = _attributes(message.body, _ADDRESS.size)
-    packed = found.get(2) or found.get(1, b"")
-    return index, f"{socket.inet_ntop(family, packed)}/{prefix_length}"
-
-
-def decode_route(message: Message) -> tuple[int, Route] | None:
-    """Index of the interface and the route; None for what is no ordinary route of the main table."""
-    family, length, source_length, _, table, _, _, kind, _ = _ROUTE.unpack_from(message.body)
+    family, length, source_length, _, short_table, protocol, scope, kind, flags = _ROUTE.unpack_from(message.body)
     found = _attributes(message.body, _ROUTE.size)
-    index = _number(found, 4)
-    if (_number(found, 15) or table) != _RT_TABLE_MAIN or kind != _RTN_UNICAST or source_length or index is None:
-        return None
+    if kind != RTN_UNICAST or source_length or flags & _RTM_F_CLONED:
+        return []
     any_address = "0.0.0.0" if family == socket.AF_INET else "::"
     destination = socket.inet_ntop(family, found[1]) if 1 in found else any_address
-    gateway = ipaddress.ip_address(socket.inet_ntop(family, found[5])) if 5 in found else None
-    return index, Route(ipaddress.ip_network(f"{destination}/{length}"), gateway, _number(found, 6))
+    hops = [(_number(found, 4), flags, found)]
+    if 9 in found and family == socket.AF_INET6:
+        hops = list(_next_hops(found[9]))
+    entries = []
+    for index, hop_flags, hop in hops:
+        if index is None:
+            continue
+        route = Route(
+            ipaddress.ip_network(f"{destination}/{length}"),
+            _ip_address(family, hop[5]) if 5 in hop else _gateway_of_another_family(hop.get(18, b"")),
+            _number(found, 6),
+            _number(found, 15) or short_table,
+            _ip_address(family, found[7]) if 7 in found else None,
+            _number(_attributes(found.get(8, b"")), 2),
+            scope if family == socket.AF_INET else None,
+            bool(hop_flags & RTNH_F_ONLINK),
+        )
+        entries.append(RouteEntry(index, route, automatic=protocol in _RTPROT_OF_THE_KERNEL))
+    return entries
+
+
+def _next_hops(data: bytes) -> Iterator[tuple[int, int, dict[int, bytes]]]:
+    """``struct rtnexthop``: index of the interface, flags, attributes."""
+    at = 0
+    while at + _NEXT_HOP.size <= len(data):
+        length, flags, index = _NEXT_HOP.unpack_from(data, at)
+        if not _NEXT_HOP.size <= length <= len(data) - at:
+            return
+        yield index, flags, _attributes(data[at + _NEXT_HOP.size : at + length])
+        at += length + 3 & ~3
+
+
+def _gateway_of_another_family(via: bytes) -> IPAddress | None:
+    """``struct rtvia``: an IPv4 route may have an IPv6 gateway."""
+    return _ip_address(int.from_bytes(via[:2], sys.byteorder), via[2:]) if via else None
+
+
+def _ip_address(family: int, packed: bytes) -> IPAddress:
+    return ipaddress.ip_address(socket.inet_ntop(family, packed))
+
+
+def _has_ipv6(families: bytes) -> bool:
+    """Whether IPv6 is on, by IFLA_AF_SPEC. An interface whose MTU is below 1280 has none."""
+    settings = _attributes(_attributes(families).get(socket.AF_INET6, b"")).get(2, b"")
+    values = struct.unpack_from("=i", settings, 4 * _DISABLE_IPV6) if len(settings) > 4 * _DISABLE_IPV6 + 3 else (1,)
+    return not values[0]
 
 
 def _attributes(data: bytes, at: int = 0) -> dict[int, bytes]:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Self, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -20,8 +20,8 @@ from .._errors import SetupError, cannot
 from .._netns import Identity, Namespace, enter, identity
 from .._threads import run_in_thread
 from .._types import Link
-from . import messages
-from .messages import Message, Route
+from . import messages, requests
+from .messages import AddressChange, LinkChange, Message, RouteEntry
 
 T = TypeVar("T")
 
@@ -36,6 +36,17 @@ _TRIES = 100
 
 class RouteError(OSError):
     """The kernel refused a request: its number, and its reason, which often says more than the number."""
+
+
+def with_addresses(link: Link, addresses: Iterable[AddressChange]) -> Link:
+    """*link* with these addresses."""
+    shown = [(str(each.address), each) for each in addresses]
+    return replace(
+        link,
+        addresses=tuple(text for text, _ in shown),
+        tentative=tuple(text for text, each in shown if each.tentative),
+        duplicates=tuple(text for text, each in shown if each.duplicate),
+    )
 
 
 class RouteSocket:
@@ -84,36 +95,52 @@ class RouteSocket:
 
     def link(self, *, index: int = 0, name: str | None = None) -> Link | None:
         """An interface and its addresses, by index or name; None when there is none."""
+        return self.link_and_master(index, name)[1]
+
+    def link_and_master(self, index: int = 0, name: str | None = None) -> tuple[int, Link | None]:
+        """The index of its master, 0 for none, as well."""
         try:
-            answers = self.ask(messages.get_link(index=index, name=name))
+            found = self._link(index=index, name=name)
+            if found is None:
+                return 0, None
+            # A master that went meanwhile is no master any more.
+            master = self._link(index=found.master) if found.master else None
+        except RouteError as error:
+            raise cannot(f"ask the kernel about interface {name or index!r}", error) from None
+        link = replace(found.link, master=None if master is None else master.link.name)
+        return found.master, with_addresses(link, self.addresses(link.index))
+
+    def _link(self, *, index: int = 0, name: str | None = None) -> LinkChange | None:
+        try:
+            answers = self.ask(requests.get_link(index=index, name=name))
         except RouteError as error:
             if error.errno == errno.ENODEV:
                 return None
-            raise cannot(f"ask the kernel about interface {name or index!r}", error) from error
-        for answer in answers:
-            link = messages.decode_link(answer)
-            if link is not None:
-                return replace(link, addresses=tuple(self.addresses(link.index).get(link.index, ())))
-        return None
+            raise
+        return next((found for found in map(messages.decode_link, answers) if found is not None), None)
 
     def links(self) -> list[Link]:
         """All interfaces and their addresses, by index."""
-        found = [messages.decode_link(answer) for answer in self.dump(messages.dump_links())]
-        addresses = self.addresses()
-        return [replace(link, addresses=tuple(addresses.get(link.index, ()))) for link in found if link is not None]
+        answers = map(messages.decode_link, self.dump(requests.dump_links()))
+        found = [each for each in answers if each is not None]
+        names = {each.link.index: each.link.name for each in found}
+        addresses: dict[int, list[AddressChange]] = {}
+        for address in self.addresses():
+            addresses.setdefault(address.interface, []).append(address)
+        return [
+            with_addresses(replace(each.link, master=names.get(each.master)), addresses.get(each.link.index, ()))
+            for each in found
+        ]
 
-    def addresses(self, index: int = 0) -> dict[int, list[str]]:
-        """Addresses with prefix lengths by index of interface, of all or at least of one."""
-        found: dict[int, list[str]] = {}
-        for answer in self.dump(messages.dump_addresses(index)):
-            owner, address = messages.decode_address(answer)
-            found.setdefault(owner, []).append(address)
-        return found
+    def addresses(self, index: int = 0) -> list[AddressChange]:
+        """The addresses of one interface, or of all."""
+        found = map(messages.decode_address, self.dump(requests.dump_addresses(index)))
+        return [each for each in found if index in (0, each.interface)]
 
-    def routes(self, index: int, version: int) -> list[Route]:
-        """The IPv4 or IPv6 routes of the main table through an interface."""
-        found = map(messages.decode_route, self.dump(messages.dump_routes(version, index)))
-        return [entry[1] for entry in found if entry is not None and entry[0] == index]
+    def routes(self, index: int, version: int) -> list[RouteEntry]:
+        """The IPv4 or IPv6 unicast routes through an interface, in all tables."""
+        answers = self.dump(requests.dump_routes(version, index))
+        return [entry for answer in answers for entry in messages.decode_routes(answer) if entry.interface == index]
 
     # -- one request ---------------------------------------------------------------------------------------------------
 
@@ -127,12 +154,15 @@ class RouteSocket:
             try:
                 answers = self.ask(request)
             except RouteError as error:
-                if error.errno == errno.EOPNOTSUPP:  # a kernel without IPv6 has no routes of it
+                # A kernel without IPv6 has no routes of it, and an interface that is gone has none, nor addresses.
+                if error.errno in (errno.EOPNOTSUPP, errno.ENODEV):
                     return []
-                raise cannot("list interfaces, addresses or routes", error) from error
+                raise cannot("list interfaces, addresses or routes", error) from None
             if not any(answer.flags & messages.NLM_F_DUMP_INTR for answer in answers):
                 return [answer for answer in answers if answer.type != messages.NLMSG_DONE]
-        raise SetupError(errno.EINTR, "the kernel's list of interfaces or addresses changes all the time: try again")
+        raise SetupError(
+            errno.EINTR, "the kernel's list of interfaces, addresses or routes changes all the time: try again"
+        )
 
     def ask(self, request: bytearray, ignore: int | None = None) -> list[Message]:
         """Sends a request and collects what is answered to it, NLMSG_DONE of a dump included.
@@ -142,7 +172,7 @@ class RouteSocket:
             SetupError: There is no memory left for it.
         """
         self._sequence += 1
-        messages.set_sequence(request, self._sequence)
+        requests.set_sequence(request, self._sequence)
         answers: list[Message] = []
         try:
             self._socket.sendto(request, (0, 0))
@@ -150,14 +180,13 @@ class RouteSocket:
                 for message in messages.split(self._socket.recv(RECEIVE_SIZE)):
                     if message.sequence != self._sequence:
                         continue
-                    if message.type == messages.NLMSG_DONE:
-                        return [*answers, message]
-                    if message.type == messages.NLMSG_ERROR:
-                        number, reason = messages.error_of(message)
-                        if number in (0, ignore):
-                            return answers
+                    if message.type not in (messages.NLMSG_DONE, messages.NLMSG_ERROR):
+                        answers.append(message)
+                        continue
+                    number, reason = messages.error_of(message)
+                    if number not in (0, ignore):
                         raise RouteError(number, reason)
-                    answers.append(message)
+                    return [*answers, message] if message.type == messages.NLMSG_DONE else answers
         except RouteError:
             raise
         except OSError as error:

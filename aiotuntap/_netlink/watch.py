@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from .._errors import DeviceGoneError, TuntapError, cannot
+from .._errors import WAITS_WHILE_DOWN, DeviceGoneError, SetupError, TuntapError, cannot
 from .._netns import Identity, Namespace
 from .._types import Change, Link, LinkEvent
 from .link import Where, located
@@ -33,6 +34,8 @@ _DATAGRAMS_PER_CALLBACK = 16
 #: What a socket's buffer can hold is far less.
 _DATAGRAMS_PER_LOOK = 4096
 _LOOKS = 5
+
+_logger = logging.getLogger("aiotuntap")
 
 Notification = LinkChange | AddressChange
 
@@ -244,36 +247,82 @@ async def _monitor(netns: Namespace) -> tuple[Identity, Monitor]:
     return where, monitor
 
 
-async def events(watcher: Watcher, where: Where, index: int) -> AsyncIterator[LinkEvent]:
+async def events(watcher: Watcher, where: Where, index: int) -> AsyncGenerator[LinkEvent, None]:
     """What changes from now on, until the interface is deleted, or *watcher* is told the end.
+
+    Arguments as for `states`.
+    """
+    home: Identity | None = None
+    link: Link | None = None
+    try:
+        async with aclosing(states(watcher, where, index)) as seen:
+            async for there, after in seen:
+                before, link = link, after
+                if before is not None:
+                    if (there, after.index) != (home, before.index):
+                        yield LinkEvent(Change.MOVED, after, after.index)
+                    for event in differences(before, after):
+                        yield event
+                home = there
+    except DeviceGoneError:
+        if link is not None:
+            yield LinkEvent(Change.DELETED, link)
+
+
+async def until_ready(watcher: Watcher, where: Where, index: int) -> int:
+    """Waits until the interface is up and none of its addresses is tentative, or *watcher* is told the end.
+
+    Arguments and errors as for `states`.
+
+    Returns:
+        The interface's index.
+
+    Raises:
+        SetupError: Another machine on the link has one of its addresses.
+    """
+    has_warned = False
+    async with aclosing(states(watcher, where, index)) as seen:
+        async for _, link in seen:
+            index = link.index
+            if link.duplicates:
+                address = link.duplicates[0]
+                raise SetupError(
+                    errno.EADDRINUSE,
+                    f"address {address} of {link.name!r} cannot be used: another machine on the link has it; choose"
+                    f" another one, or take it from there and set it anew",
+                )
+            if link.up and not link.tentative:
+                break
+            if not link.up and not has_warned:
+                has_warned = True
+                _logger.warning(WAITS_WHILE_DOWN, link.name, "ready()")
+    return index
+
+
+async def states(watcher: Watcher, where: Where, index: int) -> AsyncGenerator[tuple[Identity, Link], None]:
+    """How the interface is now, and how it is after each notification, until *watcher* is told the end.
 
     Args:
         watcher: A new one.
         where: What the interface's descriptor tells.
         index: Where it was seen last, 0 if that is not known.
+
+    Raises:
+        DeviceGoneError: It was deleted.
+        SetupError: The kernel refused, or there is no descriptor or memory left.
     """
-    link: Link | None = None
-    home: Identity | None = None
     try:
         while not watcher.ended:
             try:
-                there, found = await _look(watcher, where, link.index if link is not None else index)
-            except TuntapError as error:
+                there, master, link = await _look(watcher, where, index)
+            except TuntapError:
                 if watcher.ended:
                     return  # and then nothing is left to be found
-                if not isinstance(error, DeviceGoneError):
-                    raise
-                if link is not None:
-                    yield LinkEvent(Change.DELETED, link)
-                return
-            if found is None:
+                raise
+            if link is None:
                 continue
-            if link is not None:
-                if (there, found.index) != (home, link.index):
-                    yield LinkEvent(Change.MOVED, found, found.index)
-                for event in differences(link, found):
-                    yield event
-            home, link = there, found
+            index = link.index
+            yield there, link
             while not watcher.lost:
                 await watcher.wait()
                 if watcher.ended:
@@ -281,39 +330,56 @@ async def events(watcher: Watcher, where: Where, index: int) -> AsyncIterator[Li
                 if watcher.lost:
                     break
                 notification = watcher.pending.popleft()
-                if isinstance(notification, LinkChange) and notification.removed:
-                    break  # deleted, or moved: then it is somewhere else
-                after = apply(link, notification)
-                for event in differences(link, after):
-                    yield event
-                link = after
+                if isinstance(notification, LinkChange) and (notification.removed or notification.master != master):
+                    break  # deleted, or moved and then somewhere else; or the name of its master is to be asked for
+                link = apply(link, notification)
+                yield there, link
     finally:
         watcher.stop()
 
 
-async def _look(watcher: Watcher, where: Where, index: int) -> tuple[Identity, Link | None]:
-    """Listens where the interface is, and looks how it is. None when it is not there any more: look again."""
+async def _look(watcher: Watcher, where: Where, index: int) -> tuple[Identity, int, Link | None]:
+    """Listens where the interface is, and looks how it is: where, index of its master, and all about it.
+
+    None when it is not there any more: look again.
+    """
     async with located(where, index) as (netns, link):
         there, monitor = await _monitor(netns)
         watcher.follow(monitor, link.index)
         for _ in range(_LOOKS):
             watcher.forget()
-            found = await in_namespace(netns, lambda route: route.link(index=link.index))
+            master, found = await in_namespace(netns, lambda route: route.link_and_master(link.index))
             watcher.look_around()
             # What was sent before the look must not be applied over it. When it never holds still, it has to be.
             if found is None or not (watcher.pending or watcher.lost):
                 break
-        return there, found
+        return there, master, found
 
 
 def apply(link: Link, notification: Notification) -> Link:
     """*link* as it is after what *notification* tells."""
     if isinstance(notification, LinkChange):
-        return replace(notification.link, addresses=link.addresses)
-    others = tuple(each for each in link.addresses if each != notification.address)
-    if notification.removed:
-        return replace(link, addresses=others)
-    return link if len(others) < len(link.addresses) else replace(link, addresses=(*others, notification.address))
+        return replace(
+            notification.link,
+            master=link.master,
+            addresses=link.addresses,
+            tentative=link.tentative,
+            duplicates=link.duplicates,
+        )
+    address = str(notification.address)
+    return replace(
+        link,
+        addresses=_with(link.addresses, address, not notification.removed),
+        tentative=_with(link.tentative, address, notification.tentative and not notification.removed),
+        duplicates=_with(link.duplicates, address, notification.duplicate and not notification.removed),
+    )
+
+
+def _with(addresses: tuple[str, ...], address: str, is_there: bool) -> tuple[str, ...]:
+    """*addresses* with *address* among them or not; those that stay keep their places."""
+    if is_there:
+        return addresses if address in addresses else (*addresses, address)
+    return tuple(each for each in addresses if each != address)
 
 
 def differences(before: Link, after: Link) -> Iterator[LinkEvent]:
@@ -322,6 +388,10 @@ def differences(before: Link, after: Link) -> Iterator[LinkEvent]:
         yield LinkEvent(Change.RENAMED, after, after.name)
     if before.mtu != after.mtu:
         yield LinkEvent(Change.MTU, after, after.mtu)
+    if before.mac != after.mac:
+        yield LinkEvent(Change.MAC, after, after.mac)
+    if before.master != after.master:
+        yield LinkEvent(Change.MASTER, after, after.master)
     if before.up != after.up:
         yield LinkEvent(Change.UP if after.up else Change.DOWN, after)
     if before.carrier != after.carrier:

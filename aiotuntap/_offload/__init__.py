@@ -1,1 +1,1 @@
-"""What turns bytes into bytes: offload flags, the header, parsing, checksums, segmenting, coalescing. No descriptor, no loop."""
+"""Offload flags, virtio_net_hdr, parsing, checksums, segmenting and coalescing: all of it without I/O or an event loop."""

@@ -1,14 +1,14 @@
 """The Internet checksum (RFC 1071).
 
-A one's complement sum of 16-bit words is the same number modulo 65535, since 65536 is 1 there. So the whole data, read
-as one integer, has the remainder that the sum of its words has.
+A one's complement sum of 16-bit words is a sum modulo 65535. Since 65536 is 1 modulo 65535, the data as one big integer
+has the same remainder as the sum of its words.
 """
 
 from __future__ import annotations
 
 
 def word_sum(data: bytes | bytearray) -> int:
-    """The sum of the big-endian words, modulo 65535; an odd byte at the end counts as if a zero followed."""
+    """The sum of the big-endian words, modulo 65535. Data of odd length is padded with a zero byte."""
     total = int.from_bytes(data)
     if len(data) % 2:
         total <<= 8

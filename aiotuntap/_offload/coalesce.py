@@ -1,8 +1,9 @@
-"""From plain frames to frames with a virtio_net_hdr, merged where that is safe: what receive offload does.
+"""From ordinary frames to frames with a virtio_net_hdr, merged where that is safe, as receive offload does.
 
-One pass over the frames. For each flow there is at most one run that may go on, that of its latest frame. A frame joins
-it when its headers are those of the run's first frame, but for lengths, identification, sequence number, checksums and
-PSH, and when those are what the kernel would write if it split the run again.
+There is one pass over the frames. A *run* is a sequence of frames that become one super-frame. Each flow has at most one
+run that may continue: that of its latest frame. A frame joins the run if its headers are equal to those of the run's
+first frame, except for lengths, identification, sequence number, checksums and PSH, and if these are what the kernel
+would write when it splits the super-frame again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .checksum import word_sum
 from .header import BASIC, VnetHeader
 from .layout import CHECKSUM_AT, TCP, UDP, Layout, addresses, parse, word
 
-# What is merged, by IP version and protocol: the offload that allows it, and its type in the header.
+# The kinds of super-frames, by IP version and protocol: the offload that allows it, and the gso_type.
 _KINDS = {
     (4, TCP): (Offload.TSO4, VnetHeader.GSO_TCPV4),
     (6, TCP): (Offload.TSO6, VnetHeader.GSO_TCPV6),
@@ -28,12 +29,12 @@ _KINDS = {
 #: All offloads that merging can use.
 MERGEABLE = Offload.TSO4 | Offload.TSO6 | Offload.USO4 | Offload.USO6
 
-#: Bytes from the start of a frame to its payload, at most: a frame with longer headers is not looked into any further,
-#: as if it were neither TCP nor UDP. Chains of IPv6 headers would take time without bound, and the kernel refuses a
-#: super-frame whose transport header is beyond byte 65,470 or so: that and the room before it have to fit into 16 bits.
+#: Bytes from the start of a frame to its payload, at most. A frame with longer headers is treated as neither TCP nor
+#: UDP: parsing long chains of IPv6 headers would take too much time, and the kernel refuses a super-frame whose transport
+#: header is behind byte 65,470 or so, because that offset and the room before it must fit into 16 bits.
 MOST_HEADERS = 256
 
-# Frames in one super-frame, and bytes of its IP packet.
+# Frames in one super-frame, and bytes of its IP packet, at most.
 _MOST_FRAMES = 64
 _LARGEST = 65535
 
@@ -45,9 +46,9 @@ class Merged(NamedTuple):
     """One frame with a virtio_net_hdr."""
 
     data: bytes
-    #: Which of the plain frames it holds.
+    #: The numbers of the ordinary frames in it.
     indexes: list[int]
-    #: The offload that it takes: NONE for a frame that goes alone.
+    #: The offload that it was made with: NONE for a single frame.
     kind: Offload
 
 
@@ -59,7 +60,7 @@ def merge(frames: Sequence[bytes], mode: Mode, offload: Offload, header_size: in
     for index, frame in enumerate(frames):
         try:
             layout = parse(frame, mode, MOST_HEADERS)
-        except InvalidFrameError:  # it may belong anywhere: nothing that comes after it may go before it
+        except InvalidFrameError:  # its flow is unknown: no later frame may be moved in front of it
             latest.clear()
             runs.append(_Run(index, frame, None))
             continue
@@ -73,14 +74,14 @@ def merge(frames: Sequence[bytes], mode: Mode, offload: Offload, header_size: in
 
 
 def _flow(frame: bytes, layout: Layout) -> tuple[bytes, ...]:
-    """What tells the flows apart whose order among each other does not matter."""
+    """The flow of a frame: frames of different flows may change their order."""
     network, transport = layout.network, layout.transport
     kind = bytes((layout.version, layout.protocol))
     return kind, frame[:network], addresses(frame, layout), frame[transport : transport + 4]
 
 
 def _can_be_merged(frame: bytes, layout: Layout) -> bool:
-    """Whether a run may hold the frame, as far as that depends on its headers alone."""
+    """Whether a run may contain the frame, judged by its headers alone."""
     version, protocol, network, transport, payload, end = layout
     if end != len(frame) or payload == end:
         return False
@@ -88,12 +89,12 @@ def _can_be_merged(frame: bytes, layout: Layout) -> bool:
         return False
     if protocol == TCP:
         return frame[transport + 13] & ~(_PSH | _ECE) == _ACK
-    # A super-frame of UDP always has a checksum.
+    # Every datagram of a UDP super-frame has a checksum.
     return word(frame, transport + 4) == end - transport and word(frame, transport + 6) != 0
 
 
 def _same_in_all(frame: bytes, layout: Layout) -> bytes:
-    """The headers without what differs between the frames of a run. They still tell where each header ends."""
+    """The headers without the fields that differ between the frames of a run. The length of each header is included."""
     version, protocol, network, transport, payload, _ = layout
     if version == 4:
         rest = frame[: network + 2] + frame[network + 6 : network + 10] + frame[network + 12 : transport + 4]
@@ -107,7 +108,7 @@ def _same_in_all(frame: bytes, layout: Layout) -> bytes:
 
 
 def _is_pushed(frame: bytes, layout: Layout) -> bool:
-    """Whether the frame is the last of its run: PSH is on the last segment of a super-frame."""
+    """Whether the frame has PSH, and so ends its run: only the last segment of a super-frame has PSH."""
     return layout.protocol == TCP and frame[layout.transport + 13] & _PSH != 0
 
 
@@ -120,12 +121,12 @@ def _checksums_right(frame: bytes, layout: Layout) -> bool:
 
 
 class _Run:
-    """Consecutive frames of one flow that can become one super-frame; perhaps only one, and no more."""
+    """Consecutive frames of one flow that become one super-frame; or a single frame."""
 
     __slots__ = ("_checked", "_first", "_goes_on", "_indexes", "_layout", "_same", "_total")
 
     def __init__(self, index: int, first: bytes, layout: Layout | None) -> None:
-        """Without *layout*, no other frame may join."""
+        """Starts a run. Without *layout*, no other frame can join it."""
         self._first = first
         self._indexes = [index]
         self._goes_on = False
@@ -139,10 +140,10 @@ class _Run:
             self._checked = False
 
     def join(self, index: int, frame: bytes, layout: Layout) -> bool:
-        """Takes a frame that can be merged and comes next in the flow, if it continues the run."""
+        """Adds the next frame of the flow, which can be merged, if it continues the run. Returns whether it does."""
         if not self._goes_on or _same_in_all(frame, layout) != self._same:
             return False
-        _, _, network, _, payload, end = layout  # but for the end, it is that of the first frame
+        _, _, network, _, payload, end = layout  # except for the end, equal to that of the first frame
         size, size_of_first = end - payload, self._layout.end - payload
         if size > size_of_first or len(self._indexes) == _MOST_FRAMES:
             return False
@@ -158,19 +159,19 @@ class _Run:
         return True
 
     def _numbers_follow(self, frame: bytes) -> bool:
-        """Whether the sequence number and the identification continue those of the first frame, and did not wrap."""
+        """Whether the sequence number and the identification continue those of the first frame, without wrapping."""
         version, protocol, network, transport, _, _ = self._layout
         if protocol == TCP:
             at = transport + 4
             if _LONG.unpack_from(frame, at)[0] != _LONG.unpack_from(self._first, at)[0] + self._total:
                 return False
-        if version == 4 and not frame[network + 6] & 0x40:  # with DF, an identification means nothing (RFC 6864)
+        if version == 4 and not frame[network + 6] & 0x40:  # with DF, the identification has no meaning (RFC 6864)
             at = network + 4
             return word(frame, at) == word(self._first, at) + len(self._indexes)
         return True
 
     def merged(self, frames: Sequence[bytes], header_size: int) -> Merged:
-        """The run as one frame. *frames* are those that the indexes speak of."""
+        """The run as one frame. *frames* are all frames that were given to `merge`."""
         if len(self._indexes) == 1:
             return Merged(bytes(header_size) + self._first, self._indexes, Offload.NONE)
         version, protocol, network, transport, payload, end = self._layout
@@ -188,7 +189,7 @@ class _Run:
             headers[transport + 13] |= chain[-1][transport + 13] & _PSH
         else:
             _WORD.pack_into(headers, transport + 4, length)
-        # The sum of the pseudo header, for the kernel to go on with. As a sum of something, it is 0xFFFF and not 0.
+        # The sum of the pseudo header, which the kernel continues. A sum that is not of zeros only is 0xFFFF and not 0.
         partial = (word_sum(addresses(self._first, self._layout)) + protocol + length) % 65535 or 0xFFFF
         check_at = CHECKSUM_AT[protocol]
         _WORD.pack_into(headers, transport + check_at, partial)

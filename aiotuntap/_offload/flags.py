@@ -1,4 +1,4 @@
-"""Which offloads go together, and which of them this kernel takes. The rules are those of TUNSETOFFLOAD in tun.c."""
+"""The rules for combining offloads, and which of them this kernel accepts. See TUNSETOFFLOAD in the kernel's tun.c."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .._types import Offload
 
 _SEGMENTED = Offload.TSO4 | Offload.TSO6 | Offload.USO4 | Offload.USO6
 
-# What the kernel takes or refuses as one, each after those that it needs.
+# The kernel accepts or refuses each of these as a whole. Each stands behind those that it needs.
 _STEPS = (
     Offload.CSUM,
     Offload.TSO4,
@@ -24,11 +24,11 @@ _STEPS = (
 
 
 def check(offload: Offload) -> None:
-    """Raises ValueError for a combination that no kernel takes."""
+    """Raises ValueError for a combination that every kernel refuses."""
     if offload and Offload.CSUM not in offload:
-        reason = "every other one needs Offload.CSUM: a super-frame has no complete checksum"
+        reason = "all others need Offload.CSUM, because the checksum of a super-frame is not complete"
     elif bool(offload & Offload.USO4) != bool(offload & Offload.USO6):
-        reason = "USO4 and USO6 go only together"
+        reason = "USO4 and USO6 must be given together"
     elif offload & Offload.ECN and not offload & (Offload.TSO4 | Offload.TSO6):
         reason = "ECN needs TSO4 or TSO6"
     elif offload & Offload.UDP_TUNNEL and not offload & _SEGMENTED:
@@ -37,14 +37,14 @@ def check(offload: Offload) -> None:
         reason = "UDP_TUNNEL_CSUM needs UDP_TUNNEL"
     else:
         return
-    raise ValueError(f"offload {offload}: {reason}")
+    raise ValueError(f"offload cannot be {offload}: {reason}")
 
 
 def negotiate(offload: Offload, set_offload: Callable[[int], None]) -> Offload:
-    """Turns offloads on and returns those that are. What the kernel lacks of `Offload.ALL` is left out.
+    """Turns offloads on and returns those that are on. With `Offload.ALL`, what the kernel does not have is left out.
 
     Raises:
-        SetupError: It refuses one that was asked for by name.
+        SetupError: The kernel refuses one that was asked for by name.
     """
     try:
         set_offload(offload.value)
@@ -72,6 +72,6 @@ def negotiate(offload: Offload, set_offload: Callable[[int], None]) -> Offload:
         set_offload(0)
         raise SetupError(
             errno.EINVAL,
-            f"this kernel does not know {refused}: leave it out, or ask for Offload.ALL, which does so by itself",
+            f"this kernel does not know {refused}: leave it out, or use Offload.ALL, which means those that the kernel has",
         )
     return on

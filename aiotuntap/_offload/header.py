@@ -1,4 +1,4 @@
-"""``struct virtio_net_hdr``: what the kernel says in front of a frame about the work that was left undone in it.
+"""``struct virtio_net_hdr``: the header in front of a frame that says which work on it is still to be done.
 
 See ``<linux/virtio_net.h>`` and, for the meaning of each field, section 5.1.6 of the virtio specification.
 """
@@ -12,13 +12,13 @@ from typing import ClassVar, Self
 from .._errors import InvalidFrameError
 from .._types import Buffer
 
-#: The first ten bytes. In the byte order of the machine, which is the driver's default.
+#: The first ten bytes, in the byte order of the machine, which is the driver's default.
 BASIC = struct.Struct("=BBHHHH")
 
-# Where both offsets of a tunnel are: after the count of buffers and what a hash report takes.
+# The two offsets of a tunnel, which follow the number of buffers and the hash report.
 _TUNNEL = struct.Struct("=10x10xHH")
 
-#: Bytes of the header unless a longer one is asked for.
+#: Size in bytes of the header, by default.
 HEADER_SIZE = BASIC.size
 
 _SIZES = (10, 12, 20, 24)
@@ -26,7 +26,10 @@ _SIZES = (10, 12, 20, 24)
 
 @dataclass(frozen=True, slots=True)
 class VnetHeader:
-    """The header of one frame. Offsets count in bytes from the start of the frame behind it."""
+    """The virtio_net_hdr in front of one frame. Offsets are in bytes from the start of the frame behind it.
+
+    ``VnetHeader()`` is the header of an ordinary frame with complete checksums.
+    """
 
     NEEDS_CSUM: ClassVar[int] = 1
     DATA_VALID: ClassVar[int] = 2
@@ -42,18 +45,18 @@ class VnetHeader:
     GSO_UDP_TUNNEL_IPV6: ClassVar[int] = 0x40
     GSO_ECN: ClassVar[int] = 0x80
 
-    #: NEEDS_CSUM: the transport checksum holds the sum of the pseudo header only, and the rest is to be added.
+    #: NEEDS_CSUM: the checksum field has the sum of the pseudo header only, and the checksum is to be completed.
     flags: int = 0
-    #: How the frame is to be segmented, one of ``GSO_*``; the bits ``GSO_ECN`` and ``GSO_UDP_TUNNEL_*`` come on top.
+    #: How the frame is to be segmented: one of ``GSO_*``, perhaps with the bits ``GSO_ECN`` and ``GSO_UDP_TUNNEL_*``.
     gso_type: int = 0
-    #: Bytes of all headers of the frame; a hint.
+    #: Bytes of all headers of the frame. Not always right: do not rely on it.
     hdr_len: int = 0
     #: Payload bytes of each segment.
     gso_size: int = 0
-    #: Where the checksum begins to count, and from there, where it is stored.
+    #: Where the bytes that the checksum covers begin; and, counted from there, where the checksum is stored.
     csum_start: int = 0
     csum_offset: int = 0
-    #: Of a UDP tunnel: its own UDP header, and the network header inside it. In the header of 24 bytes only.
+    #: In a header of 24 bytes, of a UDP tunnel: where its UDP header is, and where the inner network header is.
     outer_th_offset: int = 0
     inner_nh_offset: int = 0
 
@@ -64,7 +67,7 @@ class VnetHeader:
             size: In bytes, as the interface has it: 10, or 24 with the offloads for UDP tunnels; also 12 or 20.
 
         Raises:
-            ValueError: A field does not fit.
+            ValueError: *size* is wrong, or the value of a field is too large or needs a longer header.
         """
         check_size(size)
         tunnel = self.outer_th_offset, self.inner_nh_offset
@@ -75,25 +78,30 @@ class VnetHeader:
             if size == 24:
                 return packed + _TUNNEL.pack(*tunnel)[HEADER_SIZE:]
         except struct.error as error:
-            raise ValueError(f"{self}: {error}") from None
+            raise ValueError(f"{self} cannot be packed: {error}") from None
         if any(tunnel):
-            raise ValueError(f"{self}: the offsets of a tunnel take a header of 24 bytes, not {size}")
+            raise ValueError(f"{self} cannot be packed into {size} bytes: the offsets of a tunnel need 24")
         return packed + bytes(size - HEADER_SIZE)
 
     @classmethod
     def unpack(cls, buffer: Buffer, size: int = HEADER_SIZE) -> Self:
-        """The header at the start of *buffer*, which may go on with the frame.
+        """The header at the start of *buffer*. The frame may follow it.
+
+        Args:
+            buffer: A frame that was read with ``vnet_header=True``, or its header alone.
+            size: As for `pack`.
 
         Raises:
             InvalidFrameError: The buffer is shorter than the header.
+            ValueError: *size* is wrong.
         """
         check_size(size)
         if len(buffer) < size:
-            raise InvalidFrameError(f"{len(buffer)} bytes are too few for a virtio_net_hdr of {size}")
+            raise InvalidFrameError(f"a virtio_net_hdr has {size} bytes, and there are only {len(buffer)}")
         return cls(*BASIC.unpack_from(buffer), *(_TUNNEL.unpack_from(buffer) if size == 24 else ()))
 
 
 def check_size(size: int) -> None:
-    """Raises ValueError for a size that no virtio_net_hdr has."""
+    """Raises ValueError unless *size* is that of a virtio_net_hdr."""
     if size not in _SIZES:
-        raise ValueError(f"a virtio_net_hdr of {size!r} bytes: 10, 12, 20 or 24")
+        raise ValueError(f"the size of a virtio_net_hdr must be 10, 12, 20 or 24 bytes, not {size!r}")

@@ -1,8 +1,8 @@
-"""For tests of code that uses packet streams: a pair without a kernel, and what every stream must satisfy.
+"""Tools to test code that uses packet streams: streams in memory, faults, and conformance checks.
 
-`memory_pair` gives two joined streams, so that a switch or a VPN is tested without root, over links as slow and as lossy
-as asked for. `FaultyStream` puts faults into any stream. `check_packet_stream` runs the conformance checks against
-anything that claims to be a `PacketStream`; the package's own queues and the streams of this module pass the same ones.
+`memory_pair` returns two connected streams in memory. With them, a switch or a VPN can be tested without root, over
+links with limited bandwidth, latency and loss. `FaultyStream` adds faults to any stream. `check_packet_stream` runs the
+conformance checks for a `PacketStream`. The queues of this package and the streams of this module pass them.
 """
 
 from __future__ import annotations

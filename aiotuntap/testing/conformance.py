@@ -1,4 +1,4 @@
-"""The conformance checks that anything which claims to be a `PacketStream` must pass."""
+"""Runs the conformance checks, which every `PacketStream` must pass."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .reading import READING
 from .trial import StreamMaker, Terms, Trial, example_frame, same
 from .writing import WRITING
 
-#: All checks, each for a stream of its own.
+#: All checks. Each runs with a new stream.
 CHECKS: tuple[Callable[[Trial], Awaitable[None]], ...] = (*READING, *WRITING, *ENDING)
 
-# The MTU of Ethernet: what an ordinary link carries.
+# The MTU of Ethernet. Larger frames may be lost on an ordinary link.
 _ORDINARY = 1500
 
 
@@ -30,23 +30,27 @@ async def check_packet_stream(
 ) -> None:
     """Runs all conformance checks, each against a new stream from *make*.
 
-    They cover order, batches, frames of every size and kind, refused frames, cancelled and concurrent readers and
-    writers, fairness, closing, and, where the far end has a method ``vanish``, a device that goes away. The methods
-    ``read_frames_nowait`` and ``write_frames_nowait`` are checked if the stream has them. Streams with latency pass:
-    the checks wait for what is under way, and do less on a slow stream. An AssertionError names the check and says what
-    does not hold; any other exception is what the stream raised where it should not have.
+    They check order, batches, frames of every size and type, refused frames, cancelled and concurrent readers and
+    writers, fairness, and closing. If the far end has a method ``vanish``, they also check a device that is deleted. If
+    the stream has the methods ``read_frames_nowait`` and ``write_frames_nowait``, these are checked too. A stream may
+    be slow: the checks wait for frames to arrive, and do less on a slow stream.
 
     Args:
         make: Returns an asynchronous context manager that yields a stream and its far end.
-        frame: A valid frame, a different one for each number. Without a parameter ``size``, the number of bytes that it
-            is to have, frames of several sizes are not tried.
-        sizes: Smallest and largest frame in bytes that the stream carries and *frame* can make; both ends must pass all
-            of them. By default those from *frame* as it is to 65535 bytes are tried, and over 1500 bytes a frame may
-            be refused or get lost, as on a link with a smaller MTU, but must not arrive changed.
-        refused: A frame that the stream must refuse with InvalidFrameError. By default an empty one is tried: it must
-            be either refused or handed over.
-        burst: Frames that the stream keeps, at least, while nobody reads them; 110 or more.
-        patience: Seconds to wait for what must happen.
+        frame: Makes a valid frame, a different one for each number. If it has a parameter ``size``, the size of the
+            frame in bytes, then frames of several sizes are checked.
+        sizes: The smallest and the largest frame, in bytes, that *frame* can make and that the stream must carry in
+            both directions. By default, sizes from ``len(frame(0))`` to 65535 bytes are checked. Frames over 1500 bytes
+            may then be refused or lost, as on a link with a smaller MTU, but must not arrive changed.
+        refused: A frame that the stream must refuse with InvalidFrameError. By default an empty frame is tried: it must
+            be either refused or delivered.
+        burst: The stream keeps at least this many frames while no task reads them. At least 110.
+        patience: How many seconds to wait for something that must happen.
+
+    Raises:
+        AssertionError: A check failed. The message names the check and says what is wrong. If the stream raised an
+            exception that it must not raise, that exception is raised instead.
+        ValueError: *burst* or *sizes* has an invalid value.
     """
     if burst < 110:
         raise ValueError(f"burst must be at least 110 frames, not {burst}")
@@ -61,7 +65,7 @@ async def check_packet_stream(
             except AssertionError as error:
                 raise AssertionError(f"{check.__name__}: {error}") from error
             except Exception as error:
-                error.add_note(f"while {check.__name__} was checked")
+                error.add_note(f"in the check {check.__name__}")
                 raise
             if not stream.closed:
                 await stream.aclose()
@@ -74,7 +78,7 @@ def _terms(
     if sizes is not None:
         least, most = sizes
         if not 0 < least <= most:
-            raise ValueError(f"sizes must be the smallest and the largest frame in bytes, not {sizes!r}")
+            raise ValueError(f"sizes must be the smallest and the largest frame in bytes, both over 0, not {sizes!r}")
         certain = most
     elif frame is example_frame:
         sizes = (18, 65535 + 14)
@@ -84,7 +88,7 @@ def _terms(
 
 
 async def _pace(trial: Trial) -> tuple[float, float]:
-    """Seconds that one frame takes, and each of many, in the slower direction."""
+    """Seconds for a single frame, and for each of many frames, in the slower direction."""
     clock = asyncio.get_running_loop().time
     delays: list[float] = []
     each: list[float] = []

@@ -1,4 +1,4 @@
-"""What a stream promises about its end: closed here, or the device gone."""
+"""Checks of how a stream ends: it is closed here, or its device is deleted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .trial import Trial, same
 
 
 async def closing_wakes_everybody(trial: Trial) -> None:
-    """Closing ends every pending read with QueueClosedError, and every ``async for`` in the usual way."""
+    """Closing ends every pending read with QueueClosedError, and every ``async for`` without an exception."""
     waiting = await _waiting(trial)
     await trial.soon(trial.stream.aclose(), "aclose while others wait for a frame")
     for name, task in waiting.items():
@@ -29,7 +29,7 @@ async def closing_wakes_everybody(trial: Trial) -> None:
 
 
 async def a_closed_stream_says_so(trial: Trial) -> None:
-    """`closed` tells, every method raises QueueClosedError, and ``async for`` gives nothing, whatever was buffered."""
+    """`closed` is True, every method raises QueueClosedError, and ``async for`` ends, even with frames in the buffer."""
     await _backlog(trial)
     assert trial.stream.closed is False, "closed must be False before aclose"
     await trial.soon(trial.stream.aclose(), "aclose")
@@ -38,7 +38,7 @@ async def a_closed_stream_says_so(trial: Trial) -> None:
 
 
 async def closing_twice_is_harmless(trial: Trial) -> None:
-    """One after the other, and at the same time."""
+    """Two calls of aclose, one after the other and at the same time."""
     stream = trial.stream
     both = asyncio.gather(stream.aclose(), stream.aclose(), return_exceptions=True)
     outcomes = list(await trial.soon(both, "two aclose at once"))
@@ -48,17 +48,17 @@ async def closing_twice_is_harmless(trial: Trial) -> None:
 
 
 async def a_device_that_goes_wakes_everybody(trial: Trial) -> None:
-    """Every pending read, and every ``async for``, ends with DeviceGoneError."""
+    """Every pending read and every ``async for`` ends with DeviceGoneError."""
     if not _can_vanish(trial):
         return
     waiting = await _waiting(trial)
     await _vanish(trial)
     for name, task in waiting.items():
-        await trial.raises(DeviceGoneError, lambda task=task: task, f"{name} when the device goes")  # type: ignore[misc]
+        await trial.raises(DeviceGoneError, lambda task=task: task, f"{name} when the device is deleted")  # type: ignore[misc]
 
 
 async def frames_that_came_before_the_end_are_read(trial: Trial) -> None:
-    """Frames that had arrived before the device went are handed out first, whichever way they are read."""
+    """Frames that arrived before the device was deleted are returned first, by every method of reading."""
     if not _can_vanish(trial):
         return
     sent = await _backlog(trial)
@@ -80,30 +80,30 @@ async def frames_that_came_before_the_end_are_read(trial: Trial) -> None:
                 got += await trial.soon(stream.read_frames(2), way)
         except (DeviceGoneError, StopAsyncIteration, BlockingIOError) as error:
             raise AssertionError(
-                f"{len(sent) - len(got)} of {len(sent)} frames that had come before the device went were lost:"
+                f"{len(sent) - len(got)} of {len(sent)} frames that arrived before the device was deleted were lost:"
                 f" {way} raised {error!r}"
             ) from error
-    same(got, sent, "frames that had come before the device went")
+    same(got, sent, "frames that arrived before the device was deleted")
 
 
 async def a_device_that_is_gone_stays_gone(trial: Trial) -> None:
-    """Every method raises DeviceGoneError, each time, until the stream is closed here."""
+    """Every method raises DeviceGoneError each time, until the stream is closed here."""
     if not _can_vanish(trial):
         return
     await _vanish(trial)
-    await trial.raises(DeviceGoneError, trial.stream.read_frame, "read_frame when the device is gone")
+    await trial.raises(DeviceGoneError, trial.stream.read_frame, "read_frame after the device was deleted")
     for _ in range(2):
         for name, use in trial.uses().items():
-            await trial.raises(DeviceGoneError, use, f"{name} when the device is gone")
-        await trial.raises(DeviceGoneError, lambda: _iterate(trial), "async for when the device is gone")
-    assert trial.stream.closed is False, "closed must be False until aclose, also when the device is gone"
-    await trial.soon(trial.stream.aclose(), "aclose when the device is gone")
+            await trial.raises(DeviceGoneError, use, f"{name} after the device was deleted")
+        await trial.raises(DeviceGoneError, lambda: _iterate(trial), "async for after the device was deleted")
+    assert trial.stream.closed is False, "closed must be False until aclose, also after the device was deleted"
+    await trial.soon(trial.stream.aclose(), "aclose after the device was deleted")
     assert trial.stream.closed is True, "closed must be True after aclose"
     await _is_closed(trial)
 
 
 async def _waiting(trial: Trial) -> dict[str, asyncio.Future[Any]]:
-    """Tasks that wait for a frame in every way there is, in an order in which each kind stands behind each other."""
+    """Tasks that wait for a frame with every method of reading, in two rounds."""
     stream = trial.stream
     waiting: dict[str, asyncio.Future[Any]] = {}
     for number in (1, 2):
@@ -121,7 +121,7 @@ async def _iterate(trial: Trial) -> list[bytes]:
 
 
 async def _backlog(trial: Trial) -> list[bytes]:
-    """Frames that have arrived and that nobody has read."""
+    """Frames that have arrived, but were not read yet."""
     sent = trial.frames(9)
     await trial.send(sent)
     same([await trial.soon(trial.stream.read_frame(), "read_frame")], sent[:1], "read_frame")

@@ -1,4 +1,4 @@
-"""Faults on purpose: a stream around another one that loses, changes and refuses frames, by a seed."""
+"""A stream that wraps another one and loses, changes and refuses frames. A seed makes the faults repeatable."""
 
 from __future__ import annotations
 
@@ -10,39 +10,43 @@ from dataclasses import astuple, dataclass, fields
 from random import Random
 
 from .._batch import size_of
-from .._errors import DeviceGoneError, InvalidFrameError, LinkDownError, QueueClosedError, TuntapError
+from .._errors import DeviceGoneError, InvalidFrameError, LinkDownError, QueueClosedError, TuntapError, closed
 from .._reader import READ_BUFFER
 from .._types import Frame, PacketStream
 from .frame_by_frame import FrameByFrame
 from .wire import Wire
 
-# Frames for which the link is down at most, each time that it goes down by itself.
+# The most frames for which the link stays down after the fault ``down``.
 _OUTAGE = 10
 
-# Frames that are taken at once from the stream inside, at most.
+# The most frames to take from the wrapped stream at once.
 _MOST = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Faults:
-    """How likely each fault is, from 0 to 1 for each frame. A frame has one of them at most: their sum is at most 1."""
+    """The probability of each fault, from 0 to 1, for each frame. A frame has at most one fault: the sum is at most 1.
 
-    #: It is lost.
+    Raises:
+        ValueError: A probability is not from 0 to 1, or the sum is over 1.
+    """
+
+    #: The frame is lost.
     drop: float = 0.0
-    #: It comes twice.
+    #: The frame comes twice.
     duplicate: float = 0.0
-    #: The next one overtakes it, if there is one within ``FaultyStream.PAUSE``.
+    #: The next frame overtakes this one, if it comes within ``FaultyStream.PAUSE``.
     reorder: float = 0.0
-    #: One of its bits is changed.
+    #: One bit of the frame is changed.
     corrupt: float = 0.0
-    #: It, and what comes behind it, waits for up to ``FaultyStream.PAUSE``. A write without waiting raises
+    #: The frame and those after it are delayed for up to ``FaultyStream.PAUSE``. ``write_frame_nowait`` raises
     #: BlockingIOError instead.
     delay: float = 0.0
-    #: It is refused with InvalidFrameError. For writing only.
+    #: The frame is refused with InvalidFrameError. Only for writing.
     error: float = 0.0
-    #: The link goes down, for this frame and up to 9 more: what is written raises LinkDownError, what comes is lost.
+    #: The link is down for this frame and up to 9 more. Writing raises LinkDownError; frames to be read are lost.
     down: float = 0.0
-    #: The device is gone, for good: DeviceGoneError.
+    #: The device is deleted: DeviceGoneError.
     gone: float = 0.0
 
     def __post_init__(self) -> None:
@@ -50,7 +54,9 @@ class Faults:
             if not 0 <= chance <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, not {chance!r}")
         if sum(astuple(self)) > 1 + 1e-9:
-            raise ValueError(f"the sum of all must be at most 1, not {sum(astuple(self)):g}: a frame has one fault")
+            raise ValueError(
+                f"the sum of all faults must be at most 1, not {sum(astuple(self)):g}: reduce some of them"
+            )
 
 
 _KINDS = tuple(field.name for field in fields(Faults))
@@ -58,17 +64,17 @@ _NONE = Faults()
 
 
 class _Dice:
-    """One direction: which fault each frame has."""
+    """Chooses the fault of each frame in one direction."""
 
     def __init__(self, faults: Faults, seed: int, direction: str) -> None:
         self._random = Random(f"{seed} {direction}")
-        #: How long, and which bit. Apart, so that the fault of a frame depends on nothing but how many came before it.
+        #: Chooses how long and which bit. It is separate, so that the fault of a frame depends only on its number.
         self.details = Random(f"{seed} {direction} details")
         self.counts: Counter[str] = Counter()
         self._chances = astuple(faults)
 
     def throw(self) -> str:
-        """The fault of the next frame, or nothing."""
+        """The name of the next frame's fault, or an empty string."""
         number = self._random.random()
         for kind, chance in zip(_KINDS, self._chances, strict=True):
             if number < chance:
@@ -86,70 +92,75 @@ class _Dice:
 
 
 class FaultyStream(FrameByFrame):
-    """A `PacketStream` around another one, with faults in either direction. Make it while the event loop runs.
+    """A `PacketStream` that wraps another one and adds faults in both directions. Make it while the event loop runs.
 
-    Which fault a frame has depends on the seed and on how many frames went before it in its direction, and on nothing
-    else. What the stream inside promises still holds for the frames that come through: a cancelled read loses none,
-    readers are served in turn. It owns the stream that it is given, and closes it.
+    The fault of a frame depends only on the seed and on how many frames came before it in its direction. The guarantees
+    of the wrapped stream still hold for the frames that pass: a cancelled read loses no frame, and readers are served in
+    turn. The wrapper owns the wrapped stream and closes it.
 
     Args:
-        stream: What is read from and written to.
-        seed: Which frames have faults. Print it when a test fails, and the test can be repeated.
-        reading: Faults of frames that are read; ``error`` must be 0.
-        writing: Faults of frames that are written.
+        stream: The stream to wrap.
+        seed: Chooses the frames with faults. Print it when a test fails: the same seed repeats the faults.
+        reading: Faults of the frames that are read. ``error`` must be 0.
+        writing: Faults of the frames that are written.
+
+    Raises:
+        ValueError: ``reading.error`` is not 0.
     """
 
-    #: Seconds that a frame is delayed, or held back to be overtaken, at most.
+    #: The longest time, in seconds, for which a frame is delayed, or held back to be overtaken.
     PAUSE = 0.01
 
     __slots__ = ("_carrying", "_closed", "_gone", "_held", "_outage", "_reading", "_stream", "_up", "_wire", "_writing")
 
     def __init__(self, stream: PacketStream, *, seed: int, reading: Faults = _NONE, writing: Faults = _NONE) -> None:
         if reading.error:
-            raise ValueError("reading: error must be 0, since no frame that is read is refused")
+            raise ValueError(
+                f"reading.error must be 0, not {reading.error!r}: only frames that are written can be refused"
+            )
         super().__init__(asyncio.get_running_loop(), READ_BUFFER, 0)
         self._stream = stream
         self._reading = _Dice(reading, seed, "reading")
         self._writing = _Dice(writing, seed, "writing")
-        #: The task that reads from the stream while somebody waits here.
+        #: The task that reads from the wrapped stream while a reader waits.
         self._carrying: asyncio.Task[None] | None = None
-        #: Frames that were read, and what ended them.
+        #: Frames that were read, and the error that ended reading.
         self._wire: Wire[bytes | Exception] = Wire(self._loop, self._deliver)
-        #: The frame that the next one is to overtake, for each direction, and when it is not waited for any more.
+        #: For each direction: the frame that the next one will overtake, and the timer that ends waiting for the next.
         self._held: dict[_Dice, tuple[bytes, asyncio.TimerHandle]] = {}
         self._closed = self._gone = False
         self._up = True
-        #: Frames for which the link stays down.
+        #: For how many more frames the link stays down.
         self._outage = 0
 
     @property
     def closed(self) -> bool:
-        """Whether this stream, or the one inside, was closed here."""
+        """Whether this stream or the wrapped one was closed here."""
         return self._closed or self._stream.closed
 
     @property
     def faults_read(self) -> Counter[str]:
-        """How often frames that were read had each fault, by the names in `Faults`; ``down`` counts all lost by it."""
+        """How many frames that were read had each fault, by its name in `Faults`. ``down`` counts all frames lost by it."""
         return Counter(self._reading.counts)
 
     @property
     def faults_written(self) -> Counter[str]:
-        """How often frames that were written had each fault, by the names in `Faults`."""
+        """How many frames that were written had each fault, by its name in `Faults`."""
         return Counter(self._writing.counts)
 
     def set_link(self, up: bool) -> None:
-        """Sets the link down until it is set up again: what is written raises LinkDownError, what comes is lost."""
+        """Sets the link up or down. While it is down, writing raises LinkDownError, and frames to be read are lost."""
         if up and not self._up:
-            self._pull(_MOST)  # what came while it was down is lost
+            self._pull(_MOST)  # drops the frames that came while the link was down
         self._up = up
         self._outage = 0
 
     async def vanish(self) -> None:
-        """Takes the device away: what was read before is handed out, and then everything raises DeviceGoneError."""
+        """Deletes the device: frames that came before can still be read, then every method raises DeviceGoneError."""
         self._vanish()
 
     async def aclose(self) -> None:
-        """Closes this stream and the one inside. Who waits gets QueueClosedError. Closing twice is harmless."""
+        """Closes this stream and the wrapped one. Waiting readers get QueueClosedError. Closing twice is harmless."""
         if not self._closed:
             self._closed = True
             self._wire.cut()
@@ -163,14 +174,14 @@ class FaultyStream(FrameByFrame):
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def _pull(self, limit: int) -> None:
-        for _ in range(_MOST):  # frames that are lost do not count, but they take time
+        for _ in range(_MOST):  # an upper limit, because lost frames do not fill the buffer
             if len(self._buffer) >= limit or self._gone:
                 return
             try:
                 frame = self._stream.read_frame_nowait()
             except BlockingIOError:
                 return
-            except Exception as error:  # noqa: BLE001 - whatever ends it
+            except Exception as error:  # noqa: BLE001 - the wrapped stream may raise anything
                 self._finish(error)
                 return
             self._take_in(frame)
@@ -189,14 +200,14 @@ class FaultyStream(FrameByFrame):
                 for frame in await self._stream.read_frames():
                     self._take_in(frame)
                 await asyncio.sleep(0)
-        except Exception as error:  # noqa: BLE001 - whatever ends it, readers get it
+        except Exception as error:  # noqa: BLE001 - readers get it
             self._finish(error)
         finally:
             self._flowing = False
             self._carrying = None
 
     def _take_in(self, frame: bytes) -> None:
-        """A frame was read from the stream inside."""
+        """Applies a fault to a frame that was read from the wrapped stream."""
         if self._gone:
             return
         dice = self._reading
@@ -225,7 +236,7 @@ class FaultyStream(FrameByFrame):
             self._end(item)
 
     def _finish(self, error: Exception) -> None:
-        """No more frames come."""
+        """Ends reading with *error*, after the frames that came before."""
         if (held := self._let_go(self._reading)) is not None:
             self._wire.send(held)
         self._wire.send(error)
@@ -240,13 +251,15 @@ class FaultyStream(FrameByFrame):
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def write_frame_nowait(self, frame: Frame) -> None:
-        """Writes one frame, or what a fault makes of it.
+        """Writes one frame without waiting, perhaps with a fault.
 
         Raises:
-            BlockingIOError: There is no room now, or the frame is to be delayed: nothing was written.
-            InvalidFrameError, LinkDownError, DeviceGoneError: By a fault, or from the stream inside.
+            BlockingIOError: The send buffer of the wrapped stream is full, or the fault is ``delay``. Nothing was written.
+            InvalidFrameError: The fault is ``error``, or the wrapped stream refuses the frame.
+            LinkDownError: The link is down, by a fault, by `set_link`, or in the wrapped stream.
+            DeviceGoneError: The device was deleted, by a fault, by `vanish`, or in the wrapped stream.
             QueueClosedError: The stream was closed here.
-            TypeError: It is not a bytes-like object, nor a list or tuple of them.
+            TypeError: *frame* is neither a bytes-like object nor a list or tuple of them.
         """
         kind = self._judge(frame)
         if kind == "delay":
@@ -255,7 +268,7 @@ class FaultyStream(FrameByFrame):
             try:
                 self._stream.write_frame_nowait(each)
             except (TuntapError, OSError):
-                if not number:  # what comes of a frame besides itself may get lost
+                if not number:  # the others are a duplicate, or a frame that was held back: they may be lost
                     raise
 
     async def _write(self, frame: Frame) -> None:
@@ -270,7 +283,7 @@ class FaultyStream(FrameByFrame):
                     raise
 
     def _judge(self, frame: Frame) -> str:
-        """The fault of a frame that is written, unless it is one that raises."""
+        """Chooses the fault of a frame to be written. Raises the error if the fault is one."""
         size_of(frame)
         if self._closed:
             raise _closed()
@@ -278,16 +291,16 @@ class FaultyStream(FrameByFrame):
             raise _gone()
         kind = self._writing.throw()
         if self._is_down(kind, self._writing):
-            raise LinkDownError(errno.EIO, "the link is down by a fault: nothing was written")
+            raise LinkDownError(errno.EIO, "the link of this FaultyStream is down: nothing was written")
         if kind == "gone":
             self._vanish()
             raise _gone()
         if kind == "error":
-            raise InvalidFrameError("the frame is refused by a fault")
+            raise InvalidFrameError("this FaultyStream refuses the frame: its fault is 'error'")
         return kind
 
     def _in_place_of(self, frame: Frame, kind: str) -> list[Frame]:
-        """What is written for a frame: that one, or what a fault makes of it, and what it overtook."""
+        """The frames to write instead of this one, with its fault applied, and a frame that it overtakes."""
         if kind == "drop":
             return []
         dice = self._writing
@@ -301,7 +314,7 @@ class FaultyStream(FrameByFrame):
         held = self._let_go(dice)
         return [frame] * (2 if kind == "duplicate" else 1) + ([] if held is None else [held])
 
-    # -- either way ----------------------------------------------------------------------------------------------------
+    # -- both directions ----------------------------------------------------------------------------------------------------
 
     def _is_down(self, kind: str, dice: _Dice) -> bool:
         if kind == "down":
@@ -312,7 +325,7 @@ class FaultyStream(FrameByFrame):
         return not self._up
 
     def _hold(self, dice: _Dice, frame: bytes) -> None:
-        """The next frame is to overtake this one. One that waits already goes first."""
+        """Holds a frame back until the next one overtakes it. A frame that is held back already is sent first."""
         if (held := self._let_go(dice)) is not None:
             self._pass(dice, held)
         self._held[dice] = frame, self._loop.call_later(self.PAUSE, self._hold_no_longer, dice)
@@ -341,8 +354,8 @@ class FaultyStream(FrameByFrame):
 
 
 def _closed() -> QueueClosedError:
-    return QueueClosedError("this stream is closed")
+    return closed("this FaultyStream")
 
 
 def _gone() -> DeviceGoneError:
-    return DeviceGoneError(errno.EBADFD, "the device is gone by a fault")
+    return DeviceGoneError(errno.EBADFD, "the device of this FaultyStream was deleted")

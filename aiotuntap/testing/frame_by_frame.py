@@ -1,4 +1,4 @@
-"""A stream that writes batches frame by frame, for streams that have no faster way."""
+"""Base class for streams that write a batch frame by frame."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from .._errors import InvalidFrameError
 from .._reader import FrameReader
 from .._types import Frame
 
-# Frames that a batch may write before the other tasks of the loop get their turn.
+# A batch writes this many frames before other tasks of the loop can run.
 _WRITES_PER_TURN = 256
 
 
 class FrameByFrame(FrameReader[bytes]):
-    """The writing half of a `PacketStream`, made of `write_frame_nowait` and `_write`."""
+    """The writing methods of a `PacketStream`, based on `write_frame_nowait` and `_write`."""
 
     __slots__ = ()
 
     async def _write(self, frame: Frame) -> None:
-        """Writes one frame, and need not let others run."""
+        """Writes one frame. It need not let other tasks run."""
         raise NotImplementedError
 
     def write_frame_nowait(self, frame: Frame) -> None:
@@ -28,7 +28,7 @@ class FrameByFrame(FrameReader[bytes]):
         raise NotImplementedError
 
     def write_frames_nowait(self, frames: Iterable[Frame]) -> int:
-        """Writes frames up to the first that cannot be written, and returns how many. Raises if that is the first."""
+        """Writes frames until one cannot be written, and returns how many. Raises if the first cannot be written."""
         written = 0
         for frame in as_batch(frames):
             try:
@@ -41,15 +41,27 @@ class FrameByFrame(FrameReader[bytes]):
         return written
 
     async def write_frame(self, frame: Frame) -> None:
-        """As `write_frame_nowait`, after the other tasks of the loop had a turn. When cancelled, nothing was written."""
+        """Lets other tasks run, then writes one frame. When cancelled, the frame was not written.
+
+        Raises:
+            InvalidFrameError: The frame is refused.
+            LinkDownError: The link is down.
+            DeviceGoneError: The device was deleted, or the other end was closed.
+            QueueClosedError: The stream was closed here.
+            TypeError: *frame* is neither a bytes-like object nor a list or tuple of them.
+        """
         await asyncio.sleep(0)
         await self._write(frame)
 
     async def write_frames(self, frames: Iterable[Frame]) -> None:
-        """Writes what can be written, in order; then reports what was refused in one InvalidFrameError.
+        """Writes all frames that it can, in order. When cancelled, frames were written in order up to some point.
 
-        When cancelled, frames were written in order up to some point. Other errors are those of `write_frame_nowait`
-        and end it at once.
+        Raises:
+            InvalidFrameError: Some frames were refused: ``indexes`` says which. All others were written.
+            LinkDownError: The link is down. Writing ended at once; a note on the exception says where.
+            DeviceGoneError: The device was deleted, or the other end was closed. A note says where writing ended.
+            QueueClosedError: The stream was closed here. A note says where writing ended.
+            TypeError: One of *frames* is not a frame. A note says which.
         """
         batch = as_batch(frames)
         refused: dict[int, InvalidFrameError] = {}

@@ -1,4 +1,4 @@
-"""Two joined streams of frames in memory, which behave like queues of an interface."""
+"""Two connected streams of frames in memory. They behave like queues of an interface."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import deque
 from random import Random
 
 from .._batch import size_of
-from .._errors import DeviceGoneError, InvalidFrameError, QueueClosedError
+from .._errors import DeviceGoneError, InvalidFrameError, closed
 from .._types import Frame
 from .frame_by_frame import FrameByFrame
 from .wire import Wire
@@ -19,8 +19,9 @@ _MAX_FRAME = 65535 + 18
 class MemoryStream(FrameByFrame):
     """One end of a `memory_pair`: a `PacketStream` without a descriptor.
 
-    It behaves like a queue of an interface: frames that nobody reads pile up to its capacity and are then dropped,
-    closing here gives QueueClosedError, and the other end being closed is to this one what a deleted interface is.
+    It behaves like a queue of an interface. Frames that are not read are kept up to its capacity, and further ones are
+    dropped. After closing this end, its methods raise QueueClosedError. After closing the other end, they raise
+    DeviceGoneError, as if the interface was deleted.
     """
 
     __slots__ = (
@@ -43,20 +44,20 @@ class MemoryStream(FrameByFrame):
         self._peer = self
         self._closed = False
         self._flowing = True
-        #: What the kernel's ring is to a queue: frames that no reader asked for yet.
+        #: Frames that have arrived and were not read, like the kernel's ring of a queue.
         self._ring: deque[bytes] = deque()
-        #: Frames on their way to this end, and the end of them.
+        #: Frames on their way to this end. None stands for the end of the stream.
         self._wire: Wire[bytes | None] = Wire(loop, self._arrive)
         self._bandwidth = bandwidth
         self._latency = latency
         self._loss = loss
         self._chance = chance
-        #: When the last bit of the last frame leaves the other end.
+        #: When the other end has sent the last bit of its last frame.
         self._sent_until = 0.0
-        #: Frames that were on their way here while there was no room: see ``capacity``.
-        self.dropped = 0
-        #: Frames on their way here that were lost: see ``loss``.
-        self.lost = 0
+        #: How many frames to this end were dropped because it was full: see ``capacity``.
+        self.dropped: int = 0
+        #: How many frames to this end were lost: see ``loss``.
+        self.lost: int = 0
 
     @property
     def closed(self) -> bool:
@@ -64,45 +65,45 @@ class MemoryStream(FrameByFrame):
         return self._closed
 
     def write_frame_nowait(self, frame: Frame) -> None:
-        """Hands a copy of the frame to the other end.
+        """Sends a copy of the frame to the other end, without waiting.
 
         Raises:
-            InvalidFrameError: It is empty, or larger than any frame can be.
+            InvalidFrameError: The frame is empty, or larger than any frame can be.
             QueueClosedError: This end was closed.
             DeviceGoneError: The other end was closed.
-            TypeError: It is not a bytes-like object, nor a list or tuple of them.
+            TypeError: *frame* is neither a bytes-like object nor a list or tuple of them.
         """
         size = size_of(frame)
         if self._closed:
-            raise QueueClosedError("this end of the pair is closed")
+            raise closed("this end of the pair")
         if self._peer._closed:
             raise _gone()
         if not 0 < size <= _MAX_FRAME:
-            raise InvalidFrameError(f"a frame of {size} bytes: from 1 to {_MAX_FRAME}")
+            raise InvalidFrameError(f"a frame must have 1 to {_MAX_FRAME} bytes, not {size}")
         self._peer._send(frame, size)
 
     async def _write(self, frame: Frame) -> None:
         self.write_frame_nowait(frame)
 
     async def aclose(self) -> None:
-        """Closes this end. The other one can still read what it was sent, and then gets DeviceGoneError."""
+        """Closes this end. The other end can still read the frames that were sent, and then gets DeviceGoneError."""
         if self._closed:
             return
         self._closed = True
         self._wire.cut()
         self._ring.clear()
         self._buffer.clear()
-        self._end(QueueClosedError("this end of the pair is closed"))
+        self._end(closed("this end of the pair"))
         peer = self._peer
         if not peer._closed:
             peer._wire.send(None)
 
     async def vanish(self) -> None:
-        """Closes this end, as a far end of `check_packet_stream` that takes the device away."""
+        """Closes this end. `check_packet_stream` calls it on a far end, to check a device that is deleted."""
         await self.aclose()
 
     def _send(self, frame: Frame, size: int) -> None:
-        """Sends a frame of *size* bytes on its way to this end."""
+        """Sends a frame of *size* bytes to this end."""
         if len(self._wire) + len(self._ring) + len(self._buffer) >= self._high:
             self.dropped += 1
             return
@@ -132,7 +133,7 @@ class MemoryStream(FrameByFrame):
         self._more = bool(ring)
 
     def _resume(self) -> None:
-        """Frames never stop."""
+        """Does nothing: frames arrive all the time."""
 
     def _wake_reader(self) -> None:
         if self._readers and not self._buffer:
@@ -147,23 +148,26 @@ def _gone() -> DeviceGoneError:
 def memory_pair(
     *, capacity: int = 1000, bandwidth: float | None = None, latency: float = 0.0, loss: float = 0.0, seed: int = 0
 ) -> tuple[MemoryStream, MemoryStream]:
-    """Two streams: what is written to one is read from the other. Call it while the event loop runs.
+    """Returns two connected streams: a frame written to one is read from the other. Call it while the event loop runs.
 
-    What is given holds for each direction by itself.
+    Each argument applies to each direction separately.
 
     Args:
-        capacity: Frames that are kept for each end until they are read, those that are under way included; when there
-            are more, they are dropped. A TAP interface keeps 1000 by default.
-        bandwidth: In bits a second, counted as the frames are, without what Ethernet puts around them; None for no
-            limit. A frame that is written waits until those before it are sent.
-        latency: Seconds that each frame is under way, after it was sent.
-        loss: How likely a frame is lost, 0 to 1.
-        seed: Which frames are lost: the same ones with the same seed.
+        capacity: How many frames each end keeps, including those on the way. Further frames are dropped. A TAP interface
+            keeps 1000 by default.
+        bandwidth: Bits per second, not counting Ethernet's preamble, checksum and gaps. None means no limit. A frame is
+            sent when those before it have been sent.
+        latency: How many seconds a frame is on the way after it was sent.
+        loss: Probability that a frame is lost, 0 to 1.
+        seed: Chooses the frames that are lost. The same seed loses the same frames.
+
+    Raises:
+        ValueError: An argument is out of its range.
     """
     if capacity < 1:
         raise ValueError(f"capacity must be at least 1 frame, not {capacity!r}")
     if bandwidth is not None and not bandwidth > 0:
-        raise ValueError(f"bandwidth must be over 0 bits a second, or None for no limit, not {bandwidth!r}")
+        raise ValueError(f"bandwidth must be over 0 bits per second, or None for no limit, not {bandwidth!r}")
     if not latency >= 0:
         raise ValueError(f"latency must be 0 or more seconds, not {latency!r}")
     if not 0 <= loss <= 1:

@@ -1,4 +1,4 @@
-"""What a stream promises to those who read it."""
+"""Checks of reading from a stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .trial import Others, Trial, same, starts_like
 
 
 async def reads_are_in_order(trial: Trial) -> None:
-    """Every way of reading gives all frames, whole and in order."""
+    """Every method of reading returns all frames, whole and in order."""
     for way in trial.reads():
         sent = trial.many(110 if "frames" in way else 12)
         await trial.send(sent)
@@ -25,7 +25,7 @@ async def reads_are_in_order(trial: Trial) -> None:
 
 
 async def read_frames_keeps_its_limit(trial: Trial) -> None:
-    """At least one frame, and as many more as are there, up to the limit; the list is the caller's."""
+    """read_frames returns at least one frame, all available ones up to the limit, and a list that belongs to the caller."""
     stream: Any = trial.stream
     batch_reads: dict[str, Callable[[int], Awaitable[list[bytes]]]] = {"read_frames": stream.read_frames}
     if hasattr(stream, "read_frames_nowait"):
@@ -40,11 +40,11 @@ async def read_frames_keeps_its_limit(trial: Trial) -> None:
         assert len(first) == 1, f"{name}(1) returned {len(first)} frames"
         kept, most, limit = list(first), 1, 5
         while len(kept) < len(sent):
-            batch = await trial.soon(read(limit), f"{name}({limit}) while fewer frames are there")
+            batch = await trial.soon(read(limit), f"{name}({limit}) while fewer frames are available")
             assert 1 <= len(batch) <= limit, f"{name}({limit}) returned {len(batch)} frames"
             kept += batch
             most, limit = max(most, len(batch)), 1_000_000
-        assert most > 1, f"{name} returned one frame each time while more were there"
+        assert most > 1, f"{name} returned one frame each time although more were available"
         same(kept, sent, name)
         assert list(first) == sent[:1], f"the list that {name} returned was changed afterwards"
         for limit in (0, -1):
@@ -52,7 +52,7 @@ async def read_frames_keeps_its_limit(trial: Trial) -> None:
 
 
 async def nowait_is_empty_when_nothing_came(trial: Trial) -> None:
-    """Reading without waiting raises BlockingIOError before the first frame, and after the last."""
+    """Reading without waiting raises BlockingIOError before the first frame and after the last."""
     sent = trial.frames(3)
     for moment in ("before the first frame", "after the last frame"):
         for name in ("read_frame_nowait", "read_frames_nowait"):
@@ -65,7 +65,7 @@ async def nowait_is_empty_when_nothing_came(trial: Trial) -> None:
 
 
 async def nowait_does_not_overtake(trial: Trial) -> None:
-    """A frame goes to the task that waits for it, not to somebody who looks without waiting."""
+    """A frame goes to the task that waits for it, not to a later caller of a ``nowait`` method."""
     for name in ("read_frame_nowait", "read_frames_nowait"):
         read: Any = getattr(trial.stream, name, None)
         for _ in range(8 if read is not None else 0):
@@ -79,12 +79,12 @@ async def nowait_does_not_overtake(trial: Trial) -> None:
                     taken = read()
                 except BlockingIOError:
                     await trial.turns(1)
-            assert taken is None, f"{name} took a frame that a read_frame was waiting for already"
+            assert taken is None, f"{name} took a frame for which read_frame was waiting already"
             assert await waiting == frame, "a waiting read_frame got another frame"
 
 
 async def readers_take_turns(trial: Trial) -> None:
-    """Readers are served in the order they asked, each frame to one of them, whichever way they read."""
+    """Readers are served in the order in which they called, by every method, and each frame goes to one of them."""
     stream = trial.stream
     order: list[int] = []
     got: list[bytes] = []
@@ -112,7 +112,7 @@ async def readers_take_turns(trial: Trial) -> None:
         assert order == [0, 1, 2] * 4, f"readers were not served in turn: {order}"
         same(got, sent, "several readers")
 
-    # Somebody who asks while the frame of an earlier reader is on its way to that one.
+    # A second reader calls after the frame has arrived, but before the first reader's task has run.
     sent = trial.frames(2)
     earlier = trial.start(stream.read_frame())
     await trial.asked()
@@ -123,7 +123,7 @@ async def readers_take_turns(trial: Trial) -> None:
 
 
 async def cancelled_reads_lose_nothing(trial: Trial) -> None:
-    """A cancelled read takes no frame along, at whatever moment it is cancelled."""
+    """A cancelled read loses no frame, at whatever moment it is cancelled."""
     stream = trial.stream
     got: list[bytes] = []
 
@@ -153,7 +153,7 @@ async def cancelled_reads_lose_nothing(trial: Trial) -> None:
             await trial.burst(frames)
             if number % 6 < 4:
                 await trial.turns(number % 6)
-            else:  # the moment at which the first reader has its frame, and the next may be about to
+            else:  # cancel when the first reader has its frame, and the next one may be about to get one
                 limit = loop.time() + 2 * trial.delay + 0.001
                 while not any(task.done() for task in tasks) and loop.time() < limit:
                     await trial.turns(1)
@@ -161,12 +161,12 @@ async def cancelled_reads_lose_nothing(trial: Trial) -> None:
         last = trial.frame()
         await trial.send([last])
         while last not in got:
-            got.append(await trial.soon(stream.read_frame(), f"after a cancelled {name}, no frame came any more"))
+            got.append(await trial.soon(stream.read_frame(), f"after a cancelled {name}, no more frames came"))
         same(got, [*sent, last], f"after a cancelled {name}")
 
 
 async def a_cancelled_reader_leaves_the_line(trial: Trial) -> None:
-    """Whoever waits behind a reader that is cancelled is served, also when its frame had come already."""
+    """Readers behind a cancelled one are served, even if the frame for the cancelled one had arrived already."""
     for turns in range(4):
         first, *others = (trial.start(trial.stream.read_frame()) for _ in range(3))
         await trial.asked()
@@ -183,7 +183,7 @@ async def a_cancelled_reader_leaves_the_line(trial: Trial) -> None:
 
 
 async def iteration_can_be_left_and_resumed(trial: Trial) -> None:
-    """Leaving an ``async for`` takes no frame along."""
+    """Leaving an ``async for`` loses no frame."""
     sent = trial.frames(12)
     await trial.send(sent)
     got: list[bytes] = []
@@ -199,7 +199,7 @@ async def iteration_can_be_left_and_resumed(trial: Trial) -> None:
 
 
 async def readers_let_others_run(trial: Trial) -> None:
-    """A reader that always finds frames gives the other tasks of the loop their turn."""
+    """A reader that always finds frames lets the other tasks of the loop run."""
     stream = trial.stream
     reads: dict[str, Callable[[], Awaitable[object]]] = {
         "read_frame": stream.read_frame,
@@ -212,7 +212,7 @@ async def readers_let_others_run(trial: Trial) -> None:
             await trial.soon(read(), name)
             if others.turns > 1:
                 break
-        assert others.turns > 1, f"2000 times {name} without waiting let no other task run"
+        assert others.turns > 1, f"no other task ran during 2000 calls of {name} that did not wait"
 
 
 def _call(call: Callable[[], object]) -> Callable[[], Awaitable[object]]:

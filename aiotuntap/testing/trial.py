@@ -1,7 +1,7 @@
-"""One stream under test and its far end, and how the checks write, read and wait.
+"""The stream under test, its far end, and how the checks write, read and wait.
 
-Nothing here assumes that a frame has arrived when it was written: the checks wait for it, each time up to a limit. A
-frame that never comes is noticed without waiting where the one after it comes.
+A frame that was written may arrive later: the checks wait for each frame, up to a time limit. They do not have to wait
+for a lost frame if the one after it arrives.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ E = TypeVar("E", bound=Exception)
 
 
 class FarEnd(Protocol):
-    """The other side of a stream under test: whatever is written there is read from the stream, and vice versa.
+    """The other end of a stream under test: frames written to it are read from the stream, and vice versa.
 
-    It may have two more methods. ``async vanish()`` takes the device away, as ``ip link del`` does: then the checks of
-    `DeviceGoneError` run, too. ``write_frame_nowait(frame)`` lets the checks write without giving other tasks a turn.
+    It may have two more methods. ``async vanish()`` deletes the device, as ``ip link del`` does; the checks of
+    `DeviceGoneError` run only if it exists. With ``write_frame_nowait(frame)``, the checks can write several frames
+    before other tasks run.
     """
 
     async def read_frame(self) -> bytes: ...
@@ -33,29 +34,34 @@ class FarEnd(Protocol):
 
 
 class FrameMaker(Protocol):
-    """Makes a valid frame, a different one for each number; *size* is its size in bytes."""
+    """Makes a valid frame of *size* bytes, a different one for each number."""
 
     def __call__(self, number: int, /, size: int = ...) -> bytes: ...
 
 
-#: Makes a new stream and its far end, and takes both down.
+#: Returns an asynchronous context manager, which makes a new stream and its far end, and closes both.
 StreamMaker = Callable[[], AbstractAsyncContextManager[tuple[PacketStream, FarEnd]]]
 
 
 def example_frame(number: int, size: int = 60) -> bytes:
-    """A distinct Ethernet broadcast frame of the type reserved for local experiments (IEEE 802), of 18 bytes or more."""
+    """An Ethernet broadcast frame, a different one for each number. Its EtherType 0x88B5 is for local experiments.
+
+    Args:
+        number: Any number from 0 to 0xFFFFFFFF.
+        size: Size of the frame in bytes, at least 18.
+    """
     header = b"\xff" * 6 + b"\x02\0\0\0\0\x01" + b"\x88\xb5"
     return (header + number.to_bytes(4) * (size // 4))[:size]
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What `check_packet_stream` was asked for."""
+    """The arguments of `check_packet_stream`."""
 
     frame: Callable[..., bytes]
-    #: Smallest and largest frame in bytes, or None if only frames as they come from `frame` can be tried.
+    #: Smallest and largest frame in bytes; None if `frame` makes frames of one size only.
     sizes: tuple[int, int] | None
-    #: Frames over this size may be refused by either end, or get lost on the way, but must not arrive changed.
+    #: Larger frames may be refused by either end or be lost, but must not arrive changed.
     certain: int
     refused: Frame | None
     burst: int
@@ -66,19 +72,20 @@ class Trial:
     """One stream under test, and its far end.
 
     Args:
-        pace: Seconds for a single frame, and for each of many, from one end to the other.
+        pace: Seconds from one end to the other, for a single frame and for each of many.
     """
 
     def __init__(self, stream: PacketStream, far: FarEnd, terms: Terms, pace: tuple[float, float] = (0.0, 0.0)) -> None:
         self.stream = stream
         self.far = far
         self.terms = terms
-        self.delay, self.each = pace
+        self.delay: float = pace[0]
+        self.each: float = pace[1]
         self._next = 0
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def run(self, check: Callable[[Trial], Awaitable[None]]) -> None:
-        """Runs one check and ends what it leaves behind."""
+        """Runs one check, and cancels the tasks that it leaves behind."""
         try:
             await check(self)
         finally:
@@ -87,7 +94,7 @@ class Trial:
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """A task that is cancelled at the end of the check at the latest."""
+        """Starts a task. It is cancelled at the end of the check."""
         task = asyncio.ensure_future(coroutine)
         self._tasks.append(task)
         return task
@@ -108,13 +115,13 @@ class Trial:
         return [self.frame() for _ in range(count)]
 
     def many(self, least: int = 12) -> list[bytes]:
-        """As many frames as go through in a second, within limits."""
+        """As many frames as pass in a second, between *least* and `Terms.burst`."""
         return self.frames(max(least, min(self.terms.burst, int(1 / max(self.each, 0.001)))))
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
     async def soon(self, awaitable: Awaitable[T], complaint: str) -> T:
-        """The result, or an AssertionError if there is none in time."""
+        """The result of *awaitable*. Raises AssertionError if it takes longer than `Terms.patience`."""
         try:
             async with asyncio.timeout(self.terms.patience) as deadline:
                 return await awaitable
@@ -124,7 +131,7 @@ class Trial:
             raise AssertionError(f"{complaint}: nothing happened for {self.terms.patience:g} s") from None
 
     async def now(self, call: Callable[[], T], complaint: str) -> T:
-        """The result of a call that may have to be tried again."""
+        """The result of *call*, which is repeated while it raises BlockingIOError."""
 
         async def attempt() -> T:
             while True:
@@ -136,22 +143,22 @@ class Trial:
         return await self.soon(attempt(), complaint)
 
     async def turns(self, count: int) -> None:
-        """Lets the loop go round."""
+        """Lets the event loop run *count* iterations."""
         for _ in range(count):
             await asyncio.sleep(0)
 
     async def asked(self) -> None:
-        """Waits until tasks that begin to read stand in the line."""
+        """Waits until tasks that were just started wait for a frame."""
         await self.turns(3)
         if self.delay > 0.001:
             await asyncio.sleep(2 * self.delay)
 
     async def settle(self) -> None:
-        """Waits until what is under way has arrived."""
+        """Waits until frames on the way have arrived."""
         await asyncio.sleep(0.003 + 3 * self.delay)
 
     async def raises(self, kind: type[E], use: Callable[[], Awaitable[object]], what: str) -> E:
-        """The exception that *use* raises; an AssertionError if it does not, or another one."""
+        """The exception of type *kind* that *use* raises. Raises AssertionError if it does not raise one."""
         try:
             result = await self.soon(use(), f"{what} must raise {kind.__name__}")
         except kind as error:
@@ -169,7 +176,7 @@ class Trial:
             await self.soon(self.far.write_frame(frame), "the far end's write_frame")
 
     async def burst(self, frames: Sequence[bytes]) -> None:
-        """Sends frames without a turn for other tasks where the far end can."""
+        """Sends frames, if the far end can, without letting other tasks run."""
         write = getattr(self.far, "write_frame_nowait", None)
         if write is None:
             await self.send(frames)
@@ -178,7 +185,7 @@ class Trial:
             await self.now(partial(write, frame), "the far end's write_frame_nowait")
 
     async def collect(self, way: str, sent: Sequence[bytes]) -> list[bytes]:
-        """What the stream gives, up to the last of the frames that were sent."""
+        """The frames that are read from the stream, up to the last one that was sent."""
         got: list[bytes] = []
         batches = self.reads()[way]()
         while len(got) < len(sent) and (not got or got[-1] != sent[-1]):
@@ -189,13 +196,13 @@ class Trial:
             except AssertionError:
                 starts_like(got, sent, way)
                 raise
-            assert batch, f"{way} returned without a frame"
+            assert batch, f"{way} returned no frame"
             got += batch
         await batches.aclose()  # type: ignore[attr-defined]
         return got
 
     def reads(self) -> dict[str, Callable[[], AsyncIterator[list[bytes]]]]:
-        """The ways of reading that the stream has, by name."""
+        """The methods of reading that the stream has, by name."""
         stream: Any = self.stream
 
         async def read_frame() -> AsyncIterator[list[bytes]]:
@@ -229,7 +236,7 @@ class Trial:
     # -- from the stream to the far end --------------------------------------------------------------------------------
 
     async def arrived(self, sent: Sequence[bytes], what: str) -> list[bytes]:
-        """What arrives at the far end, up to the last of the frames that were written."""
+        """The frames that arrive at the far end, up to the last one that was written."""
         got: list[bytes] = []
         while len(got) < len(sent) and (not got or got[-1] != sent[-1]):
             try:
@@ -240,7 +247,7 @@ class Trial:
         return got
 
     def writes(self) -> dict[str, Callable[[Sequence[Frame]], Awaitable[object]]]:
-        """The ways of writing frames that the stream has, by name."""
+        """The methods of writing that the stream has, by name."""
         stream: Any = self.stream
 
         async def write_frame(frames: Sequence[Frame]) -> None:
@@ -270,10 +277,10 @@ class Trial:
         }
         return ways | {"write_frames_nowait": write_frames_nowait} if hasattr(stream, "write_frames_nowait") else ways
 
-    # -- either way ----------------------------------------------------------------------------------------------------
+    # -- both directions ----------------------------------------------------------------------------------------------------
 
     def uses(self) -> dict[str, Callable[[], Awaitable[object]]]:
-        """Each method that a stream which ended must refuse, called once."""
+        """A call of each method that must raise after the stream has ended."""
         stream: Any = self.stream
         frame = self.frame()
 
@@ -299,10 +306,10 @@ class Trial:
 
 
 class Others:
-    """Stands for the other tasks of the loop, and counts the turns that they get."""
+    """A task that counts how often other tasks of the loop can run."""
 
     def __init__(self, trial: Trial) -> None:
-        self.turns = 0
+        self.turns: int = 0
         trial.start(self._take_turns())
 
     async def _take_turns(self) -> None:
@@ -319,25 +326,25 @@ def same(got: Sequence[bytes], sent: Sequence[bytes], what: str) -> None:
 
 
 def starts_like(got: Sequence[bytes], sent: Sequence[bytes], what: str) -> None:
-    """As `same`, where more frames may still come."""
+    """Like `same`, but more frames may still come."""
     for index, came in enumerate(got):
         expected = sent[index] if index < len(sent) else None
         if came == expected:
             continue
         where = f"{what}: frame {index} of {len(sent)}"
         if expected is None:
-            _fail(f"{what}: another frame of {len(came)} bytes came after the last: {_short(came)}")
+            _fail(f"{what}: an additional frame of {len(came)} bytes came after the last: {_short(came)}")
         if came in sent[:index]:
-            _fail(f"{where}: an earlier one was repeated in its place")
+            _fail(f"{where}: an earlier frame came again instead")
         if came in sent:
             _fail(f"{where} was " + ("overtaken by a later one" if expected in got else "lost"))
-        # The frame that was changed need not be the next: some may have been lost before it.
+        # The changed frame need not be the next one: frames before it may have been lost.
         source = max(sent[index:], key=lambda each: len(commonprefix([each, came])))
         where = f"{what}: a frame of {len(source)} bytes"
         if source.startswith(came):
-            _fail(f"{where} was cut to {len(came)}")
+            _fail(f"{where} was cut to {len(came)} bytes")
         if came.startswith(source):
-            _fail(f"{where} was padded to {len(came)}")
+            _fail(f"{where} was padded to {len(came)} bytes")
         _fail(f"{where} was changed: {_short(came)} instead of {_short(source)}")
 
 

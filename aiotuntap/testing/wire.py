@@ -1,4 +1,4 @@
-"""What is under way: each item arrives when its time has come, in the order in which the items were sent."""
+"""A line with latency: each item arrives at its time, in the order in which the items were sent."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ T = TypeVar("T")
 
 
 class Wire(Generic[T]):
-    """A line of items, each with a time.
+    """Items on the way, each with the time at which it arrives.
 
     Args:
-        loop: Its clock is the clock.
-        deliver: Called by the loop for each item that arrives; or at once, for what takes no time and overtakes nothing.
+        loop: The event loop, whose clock is used.
+        deliver: Called by the loop for each item that arrives. `send` calls it directly for an item without delay, if no
+            other item is on the way.
     """
 
     __slots__ = ("_deliver", "_items", "_loop", "_timer")
@@ -30,7 +31,7 @@ class Wire(Generic[T]):
         return len(self._items)
 
     def send(self, item: T, seconds: float = 0.0) -> None:
-        """The item arrives after *seconds*, and not before those that were sent earlier."""
+        """Sends an item. It arrives after *seconds*, but not before those that were sent earlier."""
         if seconds <= 0 and not self._items:
             self._deliver(item)
             return
@@ -42,7 +43,7 @@ class Wire(Generic[T]):
             self._timer = self._loop.call_at(due, self._on_time)
 
     def cut(self) -> None:
-        """What is under way does not arrive."""
+        """Drops all items on the way."""
         self._items.clear()
         if self._timer is not None:
             self._timer.cancel()

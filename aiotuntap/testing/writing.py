@@ -1,4 +1,4 @@
-"""What a stream promises to those who write to it, and about frames of every size."""
+"""Checks of writing to a stream, and of frames of every size."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from .._errors import InvalidFrameError
 from .._types import Frame
 from .trial import Others, Trial, same, starts_like
 
-# Around each of these a stream may have a buffer that ends, or an MTU.
+# Typical sizes of buffers and MTUs. Frames around each of these sizes are checked.
 _BOUNDS = (64, 128, 256, 512, 576, 1024, 1280, 1500, 1514, 2048, 4096, 8192, 9000, 16384, 32768)
 
-# Bytes under way at once while sizes are tried: sockets buffer about 200 KiB.
+# The most bytes on the way while sizes are checked: sockets buffer about 200 KiB.
 _UNDER_WAY = 1 << 16
 
 
 async def writes_are_in_order(trial: Trial) -> None:
-    """Every way of writing hands over all frames, whole and in order, and none comes back."""
+    """Every method of writing delivers all frames, whole and in order, and no frame comes back."""
     for way, write in trial.writes().items():
         sent = trial.many(110 if "frames" in way else 12)
         await trial.soon(write(sent), way)
         same(await trial.arrived(sent, way), sent, way)
-    await trial.soon(trial.stream.write_frames([]), "write_frames of nothing")
+    await trial.soon(trial.stream.write_frames([]), "write_frames of an empty list")
     last = [trial.frame()]
     await trial.soon(trial.stream.write_frame(last[0]), "write_frame")
-    same(await trial.arrived(last, "write_frames of nothing"), last, "write_frames of nothing")
+    same(await trial.arrived(last, "write_frames of an empty list"), last, "write_frames of an empty list")
     await trial.send(last)
-    same(await trial.collect("read_frame", last), last, "what was written comes back")
+    same(await trial.collect("read_frame", last), last, "a frame that was written came back")
 
 
 async def frames_of_every_size_pass(trial: Trial) -> None:
-    """Neither end cuts, pads or splits frames, whichever way they are read and written."""
+    """Neither end cuts, pads or splits frames, by any method of reading and writing."""
     if trial.terms.sizes is None:
         return
     least, most = trial.terms.sizes
@@ -84,7 +84,7 @@ async def _was_sent(trial: Trial, frame: bytes) -> bool:
 
 
 def _certain(trial: Trial, sent: Sequence[bytes], got: Sequence[bytes]) -> list[bytes]:
-    """The frames that must have arrived, and those that did though they need not."""
+    """The frames that must arrive, and those that arrived although they may be lost."""
     if not set(got) <= set(sent):
         return list(sent)
     return [frame for frame in sent if len(frame) <= trial.terms.certain or frame in got]
@@ -118,7 +118,7 @@ async def every_kind_of_frame_is_written(trial: Trial) -> None:
 
 
 async def what_is_not_a_frame_is_refused(trial: Trial) -> None:
-    """TypeError for what is not bytes-like, and for one frame where several are expected; nothing is written."""
+    """TypeError for an object that is not a frame, and for one frame instead of several; nothing is written."""
     stream: Any = trial.stream
     for way, write in trial.writes().items():
         for wrong in ("text", 7, None, ["text"]):
@@ -128,11 +128,11 @@ async def what_is_not_a_frame_is_refused(trial: Trial) -> None:
         await trial.raises(TypeError, partial(stream.write_frames, one), f"write_frames of {type(one).__name__}")
     last = [trial.frame()]
     await trial.soon(stream.write_frame(last[0]), "write_frame")
-    same(await trial.arrived(last, "after what is not a frame"), last, "after what is not a frame")
+    same(await trial.arrived(last, "after objects that are not frames"), last, "after objects that are not frames")
 
 
 async def frames_are_copied(trial: Trial) -> None:
-    """A buffer may be used again when the call that wrote it has returned."""
+    """A buffer may be reused after the call that wrote it has returned."""
     for way, write in trial.writes().items():
         data = trial.frame()
         buffer, pieces = bytearray(data), [bytearray(data[:14]), bytearray(data[14:])]
@@ -141,11 +141,11 @@ async def frames_are_copied(trial: Trial) -> None:
             each[:] = bytes(len(each))
         for _ in range(3):
             arrived = await trial.soon(trial.far.read_frame(), way)
-            assert arrived == data, f"{way} did not copy the frame: what was stored in its buffer later arrived"
+            assert arrived == data, f"{way} did not copy the frame: later changes of its buffer arrived"
 
 
 async def refused_frames_are_named(trial: Trial) -> None:
-    """A refused frame is an InvalidFrameError that says which, and all other frames of its batch are written."""
+    """InvalidFrameError says which frames were refused, and all other frames of the batch are written."""
     stream = trial.stream
     refused = trial.terms.refused
     if refused is None:
@@ -155,7 +155,7 @@ async def refused_frames_are_named(trial: Trial) -> None:
             await trial.soon(stream.write_frame(refused), "write_frame of an empty frame")
         except InvalidFrameError:
             pass
-        else:  # a frame like any other, for this stream
+        else:  # this stream carries empty frames
             await trial.soon(stream.write_frame(last[1]), "write_frame")
             what = "an empty frame that was not refused"
             same(await trial.arrived(last, what), last, what)
@@ -181,7 +181,7 @@ async def refused_frames_are_named(trial: Trial) -> None:
 
 
 async def what_is_too_large_is_refused(trial: Trial) -> None:
-    """A frame beyond any limit is an InvalidFrameError, or arrives whole; it is not cut and not lost."""
+    """A frame that is too large is refused with InvalidFrameError, or arrives whole. It is neither cut nor lost."""
     sent = [trial.frame().ljust(100_000, b"\0"), trial.frame()]
     for way in ("write_frame", "write_frames", "write_frame_nowait"):
         expected = sent
@@ -195,7 +195,7 @@ async def what_is_too_large_is_refused(trial: Trial) -> None:
 
 
 async def cancelled_writes_are_whole_or_not_at_all(trial: Trial) -> None:
-    """A cancelled write leaves no part of a frame, no gap in a batch, and nothing that is written later."""
+    """A cancelled write writes no part of a frame, leaves no gap in a batch, and writes nothing later."""
     stream = trial.stream
     cancelled: set[bytes] = set()
     for number in range(16):
@@ -226,7 +226,7 @@ async def cancelled_writes_are_whole_or_not_at_all(trial: Trial) -> None:
 
 
 async def writers_do_not_mix(trial: Trial) -> None:
-    """Several tasks write at once: every frame arrives whole and once, and those of one task in its order."""
+    """Several tasks write at once: every frame arrives whole and once, and the frames of each task in order."""
     stream = trial.stream
     each = [trial.frames(10) for _ in range(4)]
 
@@ -245,7 +245,7 @@ async def writers_do_not_mix(trial: Trial) -> None:
 
 
 async def reading_does_not_block_writing(trial: Trial) -> None:
-    """A task that waits for a frame keeps nobody from writing."""
+    """While a task waits for a frame, others can write."""
     waiting = trial.start(trial.stream.read_frame())
     await trial.asked()
     for way, write in trial.writes().items():
@@ -259,7 +259,7 @@ async def reading_does_not_block_writing(trial: Trial) -> None:
 
 
 async def writers_let_others_run(trial: Trial) -> None:
-    """A writer that never has to wait gives the other tasks of the loop their turn."""
+    """A writer that never has to wait lets the other tasks of the loop run."""
     stream, frame = trial.stream, trial.frame()
     writes: dict[str, Callable[[], Awaitable[None]]] = {
         "write_frame": lambda: stream.write_frame(frame),
@@ -271,7 +271,7 @@ async def writers_let_others_run(trial: Trial) -> None:
             await trial.soon(write(), name)
             if others.turns > 1:
                 break
-        assert others.turns > 1, f"2000 times {name} without waiting let no other task run"
+        assert others.turns > 1, f"no other task ran during 2000 calls of {name} that did not wait"
 
 
 WRITING = (

@@ -22,7 +22,7 @@ from .vxlan import Options
 
 
 async def run(options: argparse.Namespace) -> int:
-    """Opens the ports and serves them until none is left, or until SIGINT or SIGTERM cancels it."""
+    """Opens the ports and serves them until all are gone, or until SIGINT or SIGTERM cancels it."""
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -47,7 +47,7 @@ async def run(options: argparse.Namespace) -> int:
 
 @contextlib.asynccontextmanager
 async def controlled(switch: Switch, path: str | None) -> AsyncIterator[None]:
-    """Answers at the control socket; an empty path is for none."""
+    """Serves the control socket. With an empty path, there is none."""
     if path == "":
         yield
         return
@@ -78,14 +78,14 @@ def vxlan_argument(text: str) -> Options:
 def static_argument(text: str) -> tuple[bytes, str]:
     found = re.fullmatch(r"((?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2})(?:/(\d{1,4}))?=(.+)", text)
     if found is None or int(found[2] or 0) > 4095 or int(found[1][:2], 16) & 1:
-        raise argparse.ArgumentTypeError(f"MAC[/VLAN]=PORT with the address of one station, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be MAC[/VLAN]=PORT, with the address of a single station, not {text!r}")
     return station(bytes.fromhex(found[1].replace(":", "")), int(found[2] or 0)), found[3]
 
 
 def capture_argument(text: str) -> tuple[str, str]:
     port, equals, file = text.partition("=")
     if not equals or not file:
-        raise argparse.ArgumentTypeError(f"PORT=FILE, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be PORT=FILE, not {text!r}")
     return port, file
 
 
@@ -98,8 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=port_argument,
         metavar="[NETNS:]NAME",
-        help="an interface to make, and the namespace (default: this one); or unix:PATH, a socket for virtual machines"
-        " (QEMU: -netdev stream,id=n0,addr.type=unix,addr.path=PATH)",
+        help="name of an interface to create, and its namespace (default: this one); or unix:PATH, a socket for virtual"
+        " machines (QEMU: -netdev stream,id=n0,addr.type=unix,addr.path=PATH)",
     )
     parser.add_argument(
         "--vxlan",
@@ -107,13 +107,21 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="VNI,local=ADDR,remote=ADDR[,remote=…][,port=4789]",
-        help="an uplink to other machines, after RFC 7348, as one more port",
+        help="an additional port to other machines: a VXLAN uplink (RFC 7348)",
     )
     parser.add_argument(
-        "--age", type=float, default=300, metavar="SECONDS", help="of silence after which a station is forgotten (300)"
+        "--age",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="forget a station after this time without frames (default: 300)",
     )
     parser.add_argument(
-        "--limit", type=int, default=4096, metavar="STATIONS", help="that are remembered at most (4096)"
+        "--limit",
+        type=int,
+        default=4096,
+        metavar="STATIONS",
+        help="remember at most this many stations (default: 4096)",
     )
     parser.add_argument(
         "--static",
@@ -121,16 +129,16 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="MAC[/VLAN]=PORT",
-        help="a station that is behind this port, whatever is heard",
+        help="this station is always behind this port; it is not learned",
     )
     parser.add_argument(
         "--flood-limit",
         type=float,
         metavar="FRAMES",
-        help="a second that each port may send to all others, broadcasts above all; what is beyond is dropped",
+        help="frames per second that each port may flood to all others, such as broadcasts; more are dropped",
     )
     parser.add_argument(
-        "--hold", type=float, default=60, metavar="SECONDS", help="for which a port with a loop is blocked (60)"
+        "--hold", type=float, default=60, metavar="SECONDS", help="block a port with a loop for this time (default: 60)"
     )
     parser.add_argument(
         "--capture",
@@ -138,12 +146,12 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PORT=FILE",
-        help="record what goes through a port, as pcapng",
+        help="record the frames of a port in a pcapng file",
     )
     parser.add_argument(
         "--control",
         metavar="PATH",
-        help="of the socket for 'python -m examples.switch.ctl'; empty for none. By default it is in a folder of your own",
+        help="path of the socket for 'python -m examples.switch.ctl', or '' for none (default: in a private folder)",
     )
     return parser
 
@@ -152,13 +160,15 @@ def main() -> int:
     parser = build_parser()
     options = parser.parse_args()
     if options.age < 0 or options.limit < 1:
-        parser.error("--age: at least 0; --limit: at least 1")
+        parser.error("--age must be at least 0, and --limit at least 1")
     if options.hold < 0 or (options.flood_limit is not None and options.flood_limit < 1):
-        parser.error("--hold: at least 0; --flood-limit: at least 1")
+        parser.error("--hold must be at least 0, and --flood-limit at least 1")
     uplinks = [f"vxlan{uplink.vni}" for uplink in options.vxlan]
     for name, _ in options.capture:
         if name not in (*options.ports, *uplinks):
-            parser.error(f"--capture: {name!r} is not one of the ports")
+            parser.error(
+                f"--capture: {name!r} is not a port: it must be one of {', '.join([*options.ports, *uplinks])}"
+            )
     try:
         status = asyncio.run(run(options))
     except asyncio.CancelledError:
@@ -166,7 +176,7 @@ def main() -> int:
     except (SetupError, DeviceGoneError, OSError, ValueError) as error:
         print(f"{parser.prog}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1
-    print(f"{parser.prog}: no port is left", file=sys.stderr)
+    print(f"{parser.prog}: all ports are gone", file=sys.stderr)
     return status
 
 

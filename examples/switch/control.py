@@ -1,9 +1,9 @@
-"""The control socket of a running switch: each line is a request in JSON, each answer too.
+"""The control socket of a running switch. Each request and each answer is one line of JSON.
 
     {"command": "add", "port": "red:port0"}  →  {"ok": true, "result": "red:port0"}
 
-Only the user whose switch it is may connect, and root. Along with a request to add a port may come the descriptor of
-an interface that was opened elsewhere, such as in a container.
+Only root and the user who runs the switch may connect. A request to add a port may come with a descriptor of an
+interface that was opened elsewhere, such as in a container.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CREDENTIALS = struct.Struct("iII")
 
 
 def default_folder() -> Path:
-    """Where sockets are unless the user names a path: a folder for this user alone, which may not be there yet."""
+    """The folder of the sockets, if the user gives no path. It is private to this user, and may not exist yet."""
     runtime = os.environ.get("XDG_RUNTIME_DIR") or ("/run" if os.geteuid() == 0 else f"/run/user/{os.geteuid()}")
     if os.access(runtime, os.W_OK):
         return Path(runtime, "aiotuntap-switch")
@@ -39,12 +39,12 @@ def default_folder() -> Path:
 
 
 def default_path() -> Path:
-    """For the socket of this process. Makes the folder. Raises OSError."""
+    """The path of this process's socket. Creates the folder. Raises OSError."""
     folder = default_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.lstat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o77:
-        raise PermissionError(1, f"{folder} is not a folder of this user alone: give --control PATH")
+        raise PermissionError(1, f"{folder} must be private to this user (mode 0700): use --control PATH")
     return folder / str(os.getpid())
 
 
@@ -52,7 +52,7 @@ class Control:
     """Answers requests until it is closed."""
 
     def __init__(self, switch: Switch, path: Path) -> None:
-        """Raises OSError where there can be no socket."""
+        """Raises OSError if the socket cannot be created."""
         self._switch = switch
         self._path = path
         self._socket = bind_unix(str(path))
@@ -68,7 +68,7 @@ class Control:
         }
 
     async def serve(self) -> None:
-        """Never returns. Cancelling ends all connections."""
+        """Accepts connections until cancelled, which ends all connections."""
         loop = asyncio.get_running_loop()
         try:
             while True:
@@ -103,7 +103,7 @@ class Control:
         try:
             request = json.loads(line)
             if not isinstance(request, dict):
-                raise TypeError("a request is an object")
+                raise TypeError("a request must be a JSON object")
             command = self._commands.get(str(request.get("command")))
             if command is None:
                 raise ValueError(f"command must be one of {', '.join(self._commands)}, not {request.get('command')!r}")
@@ -162,7 +162,7 @@ class Control:
         if not fds:
             return await self._switch.add(name, capture=capture)
         if len(fds) != 1:
-            raise ValueError(f"a port has one descriptor, not {len(fds)}")
+            raise ValueError(f"a port must have one descriptor, not {len(fds)}")
         return await self._switch.adopt(fds[0], name, capture=capture)
 
     async def _remove(self, request: dict[str, Any], fds: list[int]) -> object:
@@ -179,7 +179,7 @@ def _text(request: dict[str, Any], key: str) -> str:
 
 
 async def _receive(connection: socket.socket) -> tuple[bytes, list[int]] | None:
-    """A line and the descriptors that came with it, which are the caller's to close; None at the end."""
+    """A line, and the descriptors that came with it, which the caller must close. None at the end."""
     data, fds = b"", []
     try:
         while b"\n" not in data:

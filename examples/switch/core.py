@@ -1,6 +1,6 @@
-"""Where frames go. Pure code: a port is anything that can be told from others, and time is an argument, in seconds.
+"""Decides where frames go. No input and output: a port is any hashable object, and time is an argument, in seconds.
 
-Each frame begins with the kernel's virtio_net_hdr of 10 bytes, into which nobody here looks.
+Each frame begins with the kernel's virtio_net_hdr of 10 bytes, which this module ignores.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from .table import Table, stations
 
 P = TypeVar("P", bound=Hashable)
 
-#: What follows the virtio_net_hdr: destination and source, six bytes each, then the EtherType or the four of a VLAN tag.
+#: The 16 bytes after the virtio_net_hdr: destination, source, and EtherType or VLAN tag.
 header_of = itemgetter(slice(10, 26))
 
 
 class Core(Generic[P]):
-    """The ports, who is behind them, and what they may do."""
+    """The ports, the stations behind them, and which ports are blocked."""
 
     def __init__(self, table: Table[P], guard: Guard[P]) -> None:
         self.table = table
@@ -30,17 +30,17 @@ class Core(Generic[P]):
         self.flooded = 0
 
     def add(self, port: P) -> None:
-        """A new port, which gets what is flooded from now on."""
+        """Adds a port. It gets all frames that are flooded from now on."""
         self.ports.append(port)
 
     def remove(self, port: P) -> None:
-        """Forgets the port and who was behind it."""
+        """Forgets the port and the stations behind it."""
         self.ports.remove(port)
         self.table.forget(port)
         self.guard.forget(port)
 
     def decide(self, frames: list[bytes], source: P, now: float) -> dict[P, list[bytes]]:
-        """Which frames go to which port, in order. Learns where those who sent them are."""
+        """Returns the frames for each port, in order. Learns where the senders are."""
         guard = self.guard
         if guard.any_blocked and guard.blocked(source, now):
             return {}
@@ -48,12 +48,12 @@ class Core(Generic[P]):
         if len(frames) == 1:
             self._decide_run(header_of(frames[0]), frames, source, now, found)
         else:
-            for header, run in groupby(frames, header_of):  # most have the header of the one before
+            for header, run in groupby(frames, header_of):  # consecutive frames often have the same header
                 self._decide_run(header, list(run), source, now, found)
         return found
 
     def _decide_run(self, header: bytes, run: list[bytes], source: P, now: float, found: dict[P, list[bytes]]) -> None:
-        """For frames with the same header."""
+        """Decides for frames with the same header."""
         guard = self.guard
         destination, sender = stations(header)
         port = source if destination == sender else self.table.find(destination, now)

@@ -1,4 +1,4 @@
-"""Looks into a running switch, and changes it: ``python -m examples.switch.ctl``."""
+"""Inspects and changes a running switch: ``python -m examples.switch.ctl``. See ``--help``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from aiotuntap import TuntapError
 from .control import default_folder
 from .ports import tap_argument
 
-#: Heads of the tables that are printed for people, and how each cell is made.
+#: The columns of the tables.
 _PORTS = ("port", "in", "out", "dropped", "blocked")
 _TABLE = ("mac", "vlan", "port", "silent")
 
 
 def find_switch(given: str | None) -> socket.socket:
-    """A connection to the switch at a path, or with a process number, or to the only one there is.
+    """A connection to a switch, given by path or process number, or to the only one that runs.
 
     Raises:
         OSError: There is none, or there are several.
@@ -38,13 +38,17 @@ def find_switch(given: str | None) -> socket.socket:
         try:
             found[path.name] = _connect(path)
         except ConnectionRefusedError:
-            path.unlink(missing_ok=True)  # of one that was killed
+            path.unlink(missing_ok=True)  # the switch was killed
         except OSError:
             continue
     if len(found) != 1:
         for each in found.values():
             each.close()
-        which = f"there are several: say which one, --switch {' or '.join(found)}" if found else "no switch is running"
+        which = (
+            f"several switches are running: choose one with --switch {' or '.join(found)}"
+            if found
+            else "no switch is running"
+        )
         raise OSError(2, which)
     return next(iter(found.values()))
 
@@ -60,7 +64,7 @@ def _connect(path: Path) -> socket.socket:
 
 
 def ask(connection: socket.socket, request: dict[str, object], fds: Sequence[int] = ()) -> Any:
-    """The result of a request. Raises OSError with what the switch says against it."""
+    """The result of a request. Raises OSError with the message of the switch if it refuses."""
     line = json.dumps(request).encode() + b"\n"
     if fds:
         socket.send_fds(connection, [line], list(fds))
@@ -70,7 +74,7 @@ def ask(connection: socket.socket, request: dict[str, object], fds: Sequence[int
     while not answer.endswith(b"\n"):
         more = connection.recv(1 << 16)
         if not more:
-            raise OSError(104, "the switch has closed the connection: it is another user's, or is ending")
+            raise OSError(104, "the switch has closed the connection: it belongs to another user, or it is ending")
         answer += more
     reply = json.loads(answer)
     if not reply["ok"]:
@@ -79,7 +83,7 @@ def ask(connection: socket.socket, request: dict[str, object], fds: Sequence[int
 
 
 async def add_from_here(connection: socket.socket, request: dict[str, object], name: str) -> Any:
-    """Opens the interface *name* where this process lives, and hands it over to the switch."""
+    """Opens the interface *name* in the namespace of this process, and passes it to the switch."""
     tap = tap_argument(name)
     async with tap:
         await tap.configure(up=True)
@@ -87,7 +91,7 @@ async def add_from_here(connection: socket.socket, request: dict[str, object], n
 
 
 def as_text(command: str, result: Any) -> str:
-    """What people read."""
+    """The result as text."""
     if command == "ports":
         rows = [
             [row["name"], row["in"], row["out"], row["dropped"], f"{row['blocked']:.0f} s" if row["blocked"] else "no"]
@@ -119,26 +123,28 @@ def _columns(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.switch.ctl", description="Controls a running switch.")
     parser.add_argument(
-        "--switch", metavar="PATH_OR_PID", help="its control socket, or its process; not needed if there is only one"
+        "--switch",
+        metavar="PATH_OR_PID",
+        help="control socket or process number of the switch (default: the only one that runs)",
     )
-    parser.add_argument("--json", action="store_true", help="for scripts")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    commands.add_parser("ports", help="its ports and what went through them")
-    commands.add_parser("table", help="the stations it knows, and where they are")
-    commands.add_parser("stats", help="what it counted")
+    commands.add_parser("ports", help="show the ports and their counters")
+    commands.add_parser("table", help="show the known stations and their ports")
+    commands.add_parser("stats", help="show the counters of the switch")
     add = commands.add_parser("add", help="add a port")
     add.add_argument("port", metavar="PORT", help="[NETNS:]NAME, or unix:PATH for virtual machines")
-    add.add_argument("--capture", metavar="FILE", help="record what goes through it, as pcapng")
+    add.add_argument("--capture", metavar="FILE", help="record its frames in a pcapng file")
     add.add_argument(
         "--here",
         action="store_true",
-        help="make the interface NAME where this command runs, such as in a container, and not where the switch runs",
+        help="create the interface NAME in the namespace of this command, such as in a container, not in that of the switch",
     )
-    add.add_argument("--name", help="of the port in the switch; with --here")
+    add.add_argument("--name", help="name of the port in the switch; only with --here")
     remove = commands.add_parser("remove", help="remove a port")
-    remove.add_argument("port", metavar="PORT", help="its name, as 'ports' shows it")
+    remove.add_argument("port", metavar="PORT", help="name of the port, as 'ports' shows it")
     for each in commands.choices.values():
-        each.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="for scripts")
+        each.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
     options = parser.parse_args(arguments)
     request: dict[str, object] = {"command": options.command}
     if options.command in ("add", "remove"):

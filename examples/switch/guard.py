@@ -1,8 +1,8 @@
-"""What keeps one port from doing harm to all others: loops and storms. Pure code, with time as an argument, in seconds.
+"""Protects the network against loops and storms. No input and output; time is an argument, in seconds.
 
-A frame that is flooded is remembered for a second, by its beginning and the port that it came from. If it then comes in
-on another port, it has gone round a loop: it goes no further, so that it cannot multiply, and a port where that happens
-several times is blocked for a while.
+When a frame is flooded, its first bytes and its port are remembered for a second. If the frame then comes in on another
+port, there is a loop: the frame is dropped, so that it cannot multiply. A port where this happens several times is
+blocked for a while.
 """
 
 from __future__ import annotations
@@ -13,25 +13,28 @@ from typing import Generic, TypeVar
 
 P = TypeVar("P", bound=Hashable)
 
-#: Seconds that flooded frames are remembered, at least; and how many of them, at most twice.
+#: Flooded frames are remembered in two generations: each lasts this many seconds, and has at most this many frames.
 _MEMORY = 1.0
 _MOST = 4096
 
-#: Frames that have to come back within `_MEMORY` before a port is blocked.
+#: A port is blocked if this many frames come back within `_MEMORY`.
 _RETURNS = 3
 
-#: What of a frame tells it from others: the Ethernet header and what follows, but not the checksum of UDP over IPv4, which
-#: somebody on the way may have completed.
+#: The bytes that identify a frame: the Ethernet header and what follows. The checksum of UDP over IPv4 is not included,
+#: because another device may complete it.
 _BEGINNING = slice(10, 50)
 
 
 class Guard(Generic[P]):
-    """Each call's time is no earlier than that of the one before."""
+    """Detects loops, and limits flooding. The time that is passed must never decrease."""
 
     def __init__(self, hold: float, limit: float | None, notice: Callable[[P], object]) -> None:
-        """Blocks a port for *hold* seconds after telling *notice* about it.
+        """Makes a guard.
 
-        *limit* is how many frames a second each port may have flooded, and as many at once; None for all of them.
+        Args:
+            hold: How many seconds a port with a loop is blocked.
+            limit: How many frames per second each port may flood, and how many at once. None means no limit.
+            notice: Called with a port when it is blocked.
         """
         self._hold = hold
         self._limit = limit
@@ -41,15 +44,15 @@ class Guard(Generic[P]):
         self._older: dict[bytes, P] = {}
         self._rotated = 0.0
         self._returns: Counter[P] = Counter()
-        #: Until when the frames of a loop that was cut may still be under way.
+        #: After a port was blocked, frames of the loop may still be on the way until this time.
         self._settling = 0.0
-        #: Frames that each port may still have flooded, and when that was.
+        #: How many frames each port may flood now, and the time of that count.
         self._allowances: dict[P, tuple[float, float]] = {}
-        #: Frames that came back, and frames beyond the limit.
+        #: How many frames came back, and how many were over the limit.
         self.returned = self.limited = 0
 
     def blocked(self, port: P, now: float) -> float:
-        """Seconds for which *port* neither sends nor receives yet."""
+        """For how many seconds *port* is still blocked. A blocked port neither sends nor receives."""
         until = self._blocked.get(port)
         if until is None:
             return 0.0
@@ -60,11 +63,11 @@ class Guard(Generic[P]):
 
     @property
     def any_blocked(self) -> bool:
-        """Whether `blocked` has to be asked."""
+        """Whether any port may be blocked. If not, `blocked` need not be called."""
         return bool(self._blocked)
 
     def admit(self, frames: list[bytes], source: P, now: float) -> list[bytes]:
-        """Those of *frames* that are to be flooded. Each begins with a virtio_net_hdr of 10 bytes."""
+        """Returns the *frames* that may be flooded. Each begins with a virtio_net_hdr of 10 bytes."""
         if now - self._rotated >= _MEMORY or len(self._recent) >= _MOST:
             self._rotate(now)
         recent, older = self._recent, self._older
@@ -82,7 +85,7 @@ class Guard(Generic[P]):
         return admitted
 
     def forget(self, port: P) -> None:
-        """The port is gone."""
+        """Forgets a port that was removed."""
         self._blocked.pop(port, None)
         self._returns.pop(port, None)
         self._allowances.pop(port, None)

@@ -1,7 +1,7 @@
-"""Ports: a stream of frames each, and what opens and closes it.
+"""Ports. Each has a stream of frames, and a function that closes it.
 
-Within the switch each frame has the kernel's virtio_net_hdr in front. A TAP interface takes it as it is. What cannot,
-such as the socket of a virtual machine, gets plain frames, and what it sends is merged (`plain`, `merged`).
+Inside the switch, each frame begins with the kernel's virtio_net_hdr. A TAP interface takes such frames. Other ports,
+such as the socket of a virtual machine, get plain frames, and the frames that they send are merged (`plain`, `merged`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ETHERNET_HEADER = 14
 
 
 class Frames(Protocol):
-    """What a port needs of a stream of frames: a part of `aiotuntap.PacketStream`, and counters."""
+    """The methods of a stream that a port uses: some of `aiotuntap.PacketStream`, and counters."""
 
     @property
     def stats(self) -> Stats: ...
@@ -52,11 +52,11 @@ class Frames(Protocol):
 
 
 class Port:
-    """A port, and how many frames went in and out of it."""
+    """A port and its counters."""
 
     def __init__(self, name: str, frames: Frames, close: Callable[[], Awaitable[object]]) -> None:
         self.name = name
-        #: What it is made of, and the same with a capture around it if there is one.
+        #: The stream, and the stream wrapped by the capture if there is one.
         self.stream = self.frames = frames
         self._close = close
         self._offered = 0
@@ -67,22 +67,22 @@ class Port:
         return f"port {self.name}: {came_in} in, {out} out, {dropped} dropped"
 
     def counts(self) -> tuple[int, int, int]:
-        """Frames that came in, that went out, and that were lost on the way out."""
+        """How many frames came in, went out, and were dropped instead of going out."""
         stats = self.frames.stats
         return stats.frames_read, stats.frames_written, self._offered - stats.frames_written
 
     async def record(self, path: str) -> None:
-        """Writes what goes through this port to a file, from now on. Raises SetupError."""
+        """Records the frames of this port in a file from now on. Raises SetupError."""
         self._capture = await Capture(path).open()
         self.frames = self._capture.wrap(
-            self.frames,  # type: ignore[arg-type] # no other method of it is called
+            self.frames,  # type: ignore[arg-type] # it uses no other methods
             name=self.name,
             mode="tap",
             header_size=HEADER_SIZE,
         )
 
     async def write(self, frames: list[bytes]) -> None:
-        """Sends what can be sent. The rest met a link that is down or a kernel that refused it, and is lost."""
+        """Sends frames. They are dropped if the link is down or the kernel refuses them."""
         self._offered += len(frames)
         with contextlib.suppress(TuntapError, OSError):
             try:
@@ -91,14 +91,14 @@ class Port:
                 else:
                     await self.frames.write_frames(frames)
             except InvalidFrameError as error:
-                # Super-frames of a kind that this kernel does not know, such as those of UDP before Linux 6.2.
+                # This kernel does not know this kind of super-frame, such as UDP before Linux 6.2.
                 refused = [frames[index] for index in error.indexes if frames[index][1]]
                 pieces = [_NO_HEADER + frame for frame in plain(refused)]
                 self._offered += len(pieces) - len(refused)
                 await self.frames.write_frames(pieces)
 
     async def aclose(self) -> None:
-        """Ends the port; who reads from it gets QueueClosedError."""
+        """Closes the port. Its reader gets QueueClosedError."""
         await self._close()
         if self._capture is not None:
             await self._capture.aclose()
@@ -108,12 +108,12 @@ class Port:
 
 
 def tap_argument(text: str) -> AsyncTuntap:
-    """The interface that ``[NETNS:]NAME`` asks for, not open yet. Raises ValueError."""
+    """The interface for ``[NETNS:]NAME``. It is not open yet. Raises ValueError."""
     netns, colon, name = text.rpartition(":")
     return AsyncTuntap(
         name,
         mode="tap",
-        multi_queue=False,  # another switch must not open it as well, and take some of its frames
+        multi_queue=False,  # so that another switch cannot open it too, and take some of its frames
         vnet_header=True,
         offload=Offload.ALL,
         netns=netns if colon else None,
@@ -126,14 +126,14 @@ def check_tap(fd: int) -> None:
     try:
         fcntl.ioctl(fd, _TUNGETIFF, request)
     except OSError as error:
-        raise ValueError(f"not a descriptor of a TAP interface: {error.strerror}") from error
+        raise ValueError(f"the descriptor must be that of a TAP interface: {error.strerror}") from error
     (flags,) = struct.unpack_from("@H", request, 16)
     if not flags & _IFF_TAP or not flags & _IFF_VNET_HDR:
         raise ValueError("the interface must be opened with mode='tap' and vnet_header=True")
 
 
 async def open_tap(tap: AsyncTuntap) -> Port:
-    """A port whose station is the kernel of a network namespace. Raises SetupError."""
+    """Opens an interface as a port. Its station is the kernel of a network namespace. Raises SetupError."""
     await tap.open()
     try:
         await tap.configure(up=True)
@@ -144,19 +144,19 @@ async def open_tap(tap: AsyncTuntap) -> Port:
 
 
 def tap_port(tap: AsyncTuntap, name: str | None = None) -> Port:
-    """A port for an interface that is open."""
+    """The port of an open interface."""
     (queue,) = tap.queues
     return Port(name or (f"{tap.netns}:{tap.name}" if tap.netns else tap.name), queue, tap.aclose)
 
 
-# -- ports that know no virtio_net_hdr ---------------------------------------------------------------------------------
+# -- ports without virtio_net_hdr --------------------------------------------------------------------------------------
 
 
 def plain(frames: Iterable[bytes]) -> list[bytes]:
-    """What such a port is sent: super-frames segmented, checksums complete. What cannot be segmented is left out."""
+    """Plain frames: super-frames are segmented, checksums are complete. Frames that cannot be segmented are dropped."""
     found: list[bytes] = []
     for frame in frames:
-        if frame.startswith(b"\0\0"):  # nothing is left undone
+        if frame.startswith(b"\0\0"):  # nothing to complete or to segment
             found.append(frame[HEADER_SIZE:])
         else:
             with contextlib.suppress(InvalidFrameError):
@@ -165,23 +165,23 @@ def plain(frames: Iterable[bytes]) -> list[bytes]:
 
 
 def merged(frames: Sequence[bytes]) -> list[bytes]:
-    """What such a port sends, as the others take it: with a header, and runs of one flow in super-frames."""
+    """Frames with a virtio_net_hdr, made of plain frames. Consecutive frames of one flow become super-frames."""
     whole = [frame for frame in frames if len(frame) >= _ETHERNET_HEADER]
     return coalesce(whole, Mode.TAP) if len(whole) > 1 else [_NO_HEADER + frame for frame in whole]
 
 
 # -- virtual machines --------------------------------------------------------------------------------------------------
 
-#: The largest frame that is taken from a socket: of 64 KiB, with tags.
+#: The largest frame that is accepted from a socket: 64 KiB, with VLAN tags.
 _LARGEST = 65535 + 22
 
-#: Frames and bytes that wait for each other's side before frames are dropped, or not read any more.
+#: Reading pauses when more than this many frames wait; frames are dropped when more than this many bytes wait to be sent.
 _MOST_READ = 1024
 _MOST_WRITTEN = 1 << 20
 
 
 class MachineFrames(asyncio.Protocol):
-    """Frames over a Unix socket as ``-netdev stream`` of QEMU has them: each behind its length in four bytes."""
+    """Frames over a Unix socket, in the format of QEMU's ``-netdev stream``: each follows its length in four bytes."""
 
     def __init__(self, accept: Callable[[MachineFrames], object]) -> None:
         self._accept = accept
@@ -197,7 +197,7 @@ class MachineFrames(asyncio.Protocol):
         return Stats(frames_read=self._read, frames_written=self._written, frames_dropped=self._dropped)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # that of uvloop does not derive from it
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass
         self._accept(self)
 
     def data_received(self, data: bytes) -> None:
@@ -205,7 +205,7 @@ class MachineFrames(asyncio.Protocol):
         received += data
         while len(received) - at >= 4:
             size = int.from_bytes(received[at : at + 4])
-            if size > _LARGEST:  # whoever this is does not speak of frames
+            if size > _LARGEST:  # this is not a stream of frames
                 self._end()
                 return
             if len(received) - at < 4 + size:
@@ -222,7 +222,7 @@ class MachineFrames(asyncio.Protocol):
         self._wake()
 
     async def read_frames(self) -> list[bytes]:
-        """At least one frame. Raises QueueClosedError when the connection has ended."""
+        """Waits for at least one frame. Raises QueueClosedError when the connection has ended."""
         while not self._frames:
             if self._ended:
                 raise QueueClosedError("the other side has closed the connection")
@@ -236,11 +236,11 @@ class MachineFrames(asyncio.Protocol):
         return frames
 
     async def write_frames(self, frames: list[bytes]) -> None:
-        """Sends them, or drops them where the other side does not keep up."""
+        """Sends frames, or drops them if the other side is too slow."""
         self._write(frames)
 
     def write_frame_nowait(self, frame: bytes) -> None:
-        """As `write_frames`."""
+        """Sends one frame, or drops it if the other side is too slow."""
         self._write([frame])
 
     async def aclose(self) -> None:
@@ -265,24 +265,24 @@ class MachineFrames(asyncio.Protocol):
 
 
 class Listener:
-    """A socket where virtual machines connect, until it is closed."""
+    """A socket to which virtual machines connect, until it is closed."""
 
     def __init__(self, server: asyncio.AbstractServer, path: str) -> None:
         self._server = server
         self._path = path
 
     def close(self) -> None:
-        """Accepts no others. Those that are connected stay."""
+        """Accepts no more connections. Existing connections stay."""
         self._server.close()
         with contextlib.suppress(OSError):
             os.unlink(self._path)
 
 
 async def listen(path: str, accept: Callable[[MachineFrames], object]) -> Listener:
-    """A Unix socket at *path*, for its owner alone. Each virtual machine that connects is given to *accept*.
+    """Makes a Unix socket at *path*, private to its owner. *accept* is called for each virtual machine that connects.
 
     Raises:
-        OSError: The path is taken, or cannot be made.
+        OSError: The path exists already, or the socket cannot be created.
     """
     sock = bind_unix(path)
     server = await asyncio.get_running_loop().create_unix_server(lambda: MachineFrames(accept), sock=sock)
@@ -290,25 +290,25 @@ async def listen(path: str, accept: Callable[[MachineFrames], object]) -> Listen
 
 
 def bind_unix(path: str) -> socket.socket:
-    """A stream socket at *path* that only its owner can connect to. One that nobody listens at any more is replaced.
+    """A stream socket at *path*, private to its owner. It replaces a socket on which no process listens any more.
 
     Raises:
-        OSError: The path is taken, or the socket cannot be made there.
+        OSError: The path exists already, or the socket cannot be created.
     """
     sock = _unix_socket()
     try:
         if _is_abandoned(path):
             os.unlink(path)
         sock.bind(path)
-        os.chmod(path, 0o600)  # before anyone can connect, which takes listen()
+        os.chmod(path, 0o600)  # connecting is not possible before listen()
     except OSError as error:
         sock.close()
-        raise OSError(error.errno, f"cannot make the socket {path}: {error.strerror or error}") from error
+        raise OSError(error.errno, f"cannot create the socket {path}: {error.strerror or error}") from error
     return sock
 
 
 def _is_abandoned(path: str) -> bool:
-    """Whether there is a socket that nobody listens at."""
+    """Whether *path* is a socket on which no process listens."""
     if not os.path.lexists(path) or not stat.S_ISSOCK(os.lstat(path).st_mode):
         return False
     with _unix_socket() as probe:

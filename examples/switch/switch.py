@@ -1,4 +1,4 @@
-"""The running switch: a task for each port, and ports that come and go."""
+"""The running switch: it has a task for each port. Ports can be added and removed while it runs."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from .guard import Guard
 from .ports import Listener, MachineFrames, Port, check_tap, listen, open_tap, tap_argument, tap_port
 from .table import Table
 
-#: What a port begins with where virtual machines connect to a socket.
+#: The prefix of a port that is a socket for virtual machines.
 MACHINES = "unix:"
 
-#: Ports that are gone and whose counts are still told at the end.
+#: How many removed ports are still reported at the end.
 _MOST_GONE = 256
 
 
 class Switch:
-    """The ports, the tasks that serve them, and the core that says where frames go. Made while the loop runs.
+    """The ports, the tasks that serve them, and the core that decides where frames go. Make it while the loop runs.
 
-    Use it with ``async with``: the end of the block ends all ports.
+    Use it with ``async with``: the end of the block closes all ports.
     """
 
     def __init__(self, *, age: float, limit: int, hold: float, flood_limit: float | None) -> None:
         self.core: Core[Port] = Core(Table(age, limit), Guard(hold, flood_limit, self._say_blocked))
         self._hold = hold
         self._ports: dict[str, Port] = {}
-        #: Those that are gone too, in the order they came.
+        #: All ports in the order in which they were added, including removed ones.
         self._reported: list[Port] = []
         self._machines: dict[str, Listener] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._pinned: dict[bytes, str] = {}
         self._connections = 0
-        #: Done when a port went away that was the last one, and when something went wrong that should not.
+        #: Done when the last port is gone, or with an exception when a task failed.
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def __aenter__(self) -> Self:
@@ -70,35 +70,37 @@ class Switch:
 
     @property
     def ports(self) -> Mapping[str, Port]:
-        """Those that are there, by name."""
+        """The current ports, by name."""
         return self._ports
 
     def reported(self) -> Iterable[Port]:
-        """All ports, those that are gone too, in the order they came."""
+        """All ports in the order in which they were added, including removed ones."""
         return self._reported
 
     async def add(self, what: str, *, capture: str | None = None) -> str:
         """Opens the port ``[NETNS:]NAME`` or ``unix:PATH``, and returns its name.
 
         Raises:
-            ValueError: It is neither, or is there already.
+            ValueError: *what* is not valid, or such a port exists already.
             OSError: It cannot be opened; also a SetupError.
         """
         if not what.startswith(MACHINES):
             return await self.plug(await open_tap(self._new_tap(what)), capture)
         if what in self._machines:
-            raise ValueError(f"port {what!r} is there already")
+            raise ValueError(f"port {what!r} already exists")
         if capture is not None:
-            raise ValueError(f"port {what!r}: what machines send cannot be recorded at their socket")
+            raise ValueError(f"port {what!r}: a socket for virtual machines cannot be recorded: leave out the capture")
         path = what.removeprefix(MACHINES)
         self._machines[what] = await listen(path, lambda frames: self._connected(what, frames))
         return what
 
     async def adopt(self, fd: int, name: str, *, capture: str | None = None) -> str:
-        """Makes a port of a descriptor that was opened as `tap_argument` does, elsewhere. It stays the caller's.
+        """Makes a port from a descriptor that was opened elsewhere, with the options of `tap_argument`.
+
+        The descriptor is duplicated: the caller still has to close it.
 
         Raises:
-            ValueError: It is another kind of descriptor, or there is such a port already.
+            ValueError: It is another kind of descriptor, or such a port exists already.
             OSError: It cannot be adopted; also a SetupError.
         """
         self._check_new(name)
@@ -112,7 +114,7 @@ class Switch:
         return await self.plug(tap_port(tap, name), capture)
 
     async def plug(self, port: Port, capture: str | None = None) -> str:
-        """Makes an open port one of this switch, which closes it in the end, now if this fails."""
+        """Adds an open port. The switch closes it at the end, or at once if this fails."""
         try:
             if capture is not None:
                 await port.record(capture)
@@ -132,7 +134,7 @@ class Switch:
         return port.name
 
     async def remove(self, name: str) -> None:
-        """Closes a port, or a socket of machines with all that are connected. Raises ValueError if there is none."""
+        """Closes a port, or a socket for virtual machines with all their ports. Raises ValueError if it does not exist."""
         if name in self._machines:
             server = self._machines.pop(name)
             server.close()
@@ -141,17 +143,17 @@ class Switch:
         elif name in self._ports:
             await self._unplug(self._ports[name])
         else:
-            raise ValueError(f"there is no port {name!r}")
+            raise ValueError(f"port {name!r} does not exist")
 
     def pin(self, station: bytes, name: str) -> None:
-        """*station* is behind the port of that name, whenever there is one, whatever is heard."""
+        """Makes *station* static: it is always behind the port of that name, if the port exists."""
         self._pinned[station] = name
         if name in self._ports:
             self.core.table.pin(station, self._ports[name])
 
     def _check_new(self, name: str) -> None:
         if name in self._ports:
-            raise ValueError(f"port {name!r} is there already")
+            raise ValueError(f"port {name!r} already exists")
 
     def _new_tap(self, what: str) -> AsyncTuntap:
         self._check_new(what)
@@ -163,7 +165,7 @@ class Switch:
         self._start(self.plug(port), port.name)
 
     async def _unplug(self, port: Port) -> bool:
-        """Whether it was still plugged in."""
+        """Removes a port. Returns False if it was removed already."""
         if self._ports.get(port.name) is not port:
             return False
         del self._ports[port.name]
@@ -174,12 +176,12 @@ class Switch:
     # -- frames --------------------------------------------------------------------------------------------------------
 
     async def forward(self, frames: list[bytes], source: Port) -> None:
-        """Sends frames that came in on *source* on their way, in order."""
+        """Forwards frames that came in on *source*, in order."""
         for port, batch in self.core.decide(frames, source, time.monotonic()).items():
             await port.write(batch)
 
     async def _serve(self, port: Port) -> None:
-        """Forwards what comes in on *port*, until it is closed or deleted."""
+        """Forwards the frames that come in on *port*, until it is closed or deleted."""
         try:
             while True:
                 await self.forward(await port.frames.read_frames(), port)
@@ -191,8 +193,8 @@ class Switch:
 
     def _say_blocked(self, port: Port) -> None:
         _say(
-            f"port {port.name} is blocked for {self._hold:g} s: what was sent to other ports comes back there, so there is"
-            " a loop"
+            f"port {port.name} is blocked for {self._hold:g} s, because there is a loop: frames that were sent to other"
+            " ports come back there"
         )
 
 

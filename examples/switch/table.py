@@ -1,9 +1,9 @@
-"""Which port each station is behind. No descriptor, no event loop, no clock: time is an argument, in seconds.
+"""The address table: which port each station is behind. No input and output; time is an argument, in seconds.
 
-The table is bounded, and a flood of made-up addresses pushes out no station that speaks. A station that was heard once
-is a newcomer, and becomes an established one when it is heard again a while later. When the table is full, a port that
-has more than its share of it gives up its oldest newcomer; that is the port the flood comes from. Only where there are
-no newcomers, the port with the most stations gives up the one that has been silent longest.
+The table has a maximum size. A flood of invented addresses must not remove stations that are in use. Therefore a station
+that was heard once is a newcomer. When it is heard again later, it becomes established. When the table is full, a port
+with more than its share of the stations loses its oldest newcomer: this is the port that the flood comes from. If there
+are no newcomers, the port with the most stations loses the one that has been silent longest.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from typing import Generic, NamedTuple, TypeVar
 
 P = TypeVar("P", bound=Hashable)
 
-#: Seconds after which a newcomer that is heard again is established, at most.
+#: A newcomer that is heard again after this many seconds, or earlier if stations age fast, becomes established.
 _AGAIN = 1.0
 
 
 def station(address: bytes, vlan: int = 0) -> bytes:
-    """The key of a station: one address in two VLANs is two stations."""
+    """The key of a station. The same address in two VLANs is two stations."""
     return address + vlan.to_bytes(2)
 
 
 def stations(header: bytes) -> tuple[bytes, bytes]:
-    """Destination and source of a frame that begins with these 16 bytes."""
+    """The keys of destination and source of a frame that begins with these 16 bytes."""
     vlan = header[14:16] if header[12:14] == b"\x81\x00" else b"\0\0"
-    if vlan[:1] > b"\x0f":  # without the priority
+    if vlan[:1] > b"\x0f":  # remove the priority
         vlan = bytes((vlan[0] & 15,)) + vlan[1:]
     return header[:6] + vlan, header[6:12] + vlan
 
 
 class Entry(NamedTuple):
-    """One line of the table, for people."""
+    """One line of the table."""
 
     address: bytes
     vlan: int
@@ -47,13 +47,13 @@ class Entry(NamedTuple):
 class _Station(Generic[P]):
     port: P
     heard: float
-    #: When it was last moved to the end of the line it stands in.
+    #: When it was last moved to the end of its list.
     moved: float
     established: bool = False
 
 
 class _Behind:
-    """The stations behind one port, those that were not heard for longest first. Good to a second."""
+    """The stations behind one port. Those that have been silent longest come first, with an error of up to a second."""
 
     def __init__(self) -> None:
         self.newcomers: OrderedDict[bytes, None] = OrderedDict()
@@ -64,46 +64,46 @@ class _Behind:
 
 
 class Table(Generic[P]):
-    """Each call's time is no earlier than that of the one before."""
+    """The address table. The time that is passed must never decrease."""
 
     def __init__(self, age: float, limit: int) -> None:
-        """Forgets a station that was silent for *age* seconds, and has *limit* of them at most."""
+        """Makes a table of at most *limit* stations. It forgets a station after *age* seconds without frames."""
         self._age = age
         self._limit = limit
         self._again = min(_AGAIN, age / 16)
         self._heard: dict[bytes, _Station[P]] = {}
         self._behind: dict[P, _Behind] = {}
         self._static: dict[bytes, P] = {}
-        #: How many stations came, moved to another port, and had to make room for others.
+        #: How many stations were learned, moved to another port, and were removed because the table was full.
         self.learned = self.moved = self.evicted = 0
 
     def __len__(self) -> int:
         return len(self._heard)
 
     def pin(self, station: bytes, port: P) -> None:
-        """*station* is behind *port*, whatever is heard."""
+        """Makes *station* static: it is always behind *port*."""
         self._drop(station)
         self._static[station] = port
 
     def learn(self, station: bytes, port: P, now: float) -> None:
-        """*station* was heard on *port*, wherever it was before."""
+        """Stores that *station* was heard on *port*."""
         known = self._heard.get(station)
         if known is not None and known.port is port:
             known.heard = now
             if now - known.moved >= self._again:
                 self._refresh(station, known)
-        elif not station[0] & 1 and station not in self._static:  # a group address sends nothing
+        elif not station[0] & 1 and station not in self._static:  # a group address is never a sender
             self._insert(station, port, now, known)
 
     def find(self, station: bytes, now: float) -> P | None:
-        """The port of *station*; None when it is not known, as group addresses never are."""
+        """The port of *station*, or None if it is unknown. Group addresses are always unknown."""
         known = self._heard.get(station)
         if known is None:
             return self._static.get(station)
         return known.port if now - known.heard < self._age else None
 
     def forget(self, port: P) -> None:
-        """Forgets all stations behind *port*, static ones too."""
+        """Forgets all stations behind *port*, including static ones."""
         self._static = {station: where for station, where in self._static.items() if where is not port}
         behind = self._behind.pop(port, None)
         if behind is not None:
@@ -111,7 +111,7 @@ class Table(Generic[P]):
                 del self._heard[station]
 
     def entries(self, now: float) -> Iterator[Entry]:
-        """Everything that `find` finds."""
+        """All stations that `find` knows."""
         for station, port in self._static.items():
             yield Entry(station[:6], int.from_bytes(station[6:]), port, None)
         for station, known in self._heard.items():
@@ -148,7 +148,7 @@ class Table(Generic[P]):
                 del self._behind[known.port]
 
     def _make_room(self, port: P, now: float) -> None:
-        """Takes as many steps as there are ports, however large the table is."""
+        """Removes one station. The time it takes depends on the number of ports, but not on the size of the table."""
         for behind in self._behind.values():
             for line in (behind.newcomers, behind.established):
                 first = next(iter(line), None)
@@ -159,7 +159,7 @@ class Table(Generic[P]):
         self.evicted += 1
 
     def _least_needed(self, port: P) -> bytes:
-        """The station to give up for a new one behind *port*."""
+        """The station to remove, so that a new one behind *port* can be stored."""
         share = self._limit // len(self._behind)
         with_newcomers = [behind for behind in self._behind.values() if behind.newcomers]
         if over := [behind for behind in with_newcomers if len(behind) > share]:

@@ -1,4 +1,4 @@
-"""A port that reaches other machines: VXLAN over `aiotuntap.udp`."""
+"""A port to other machines: VXLAN over `aiotuntap.udp`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .ports import Port, merged
 from .table import Table, stations
 from .vxlan import HEADER_SIZE, OVERHEAD, Joiner, Options, as_sent, fit, flow_hash, header, joined, vni_of
 
-#: Source ports, so that the way, and the other side's processors, can tell inner flows apart.
+#: How many source ports to use. Routers and the receiver's CPUs use them to distribute the inner flows.
 _SOURCES = 8
 _FIRST_SOURCE, _LAST_SOURCE = 49152, 65535
 _TRIES = 20
 
-#: Seconds for which the MTU of a way is taken for known.
+#: How many seconds the path MTU is cached.
 _KNOWN = 5.0
 
-#: Addresses of remotes that are remembered with their ports.
+#: How many addresses of remotes, with their ports, are cached.
 _MOST_KNOWN = 4096
 
 # <linux/in.h> and <linux/in6.h>
@@ -32,7 +32,7 @@ _IP_MTU_DISCOVER, _IP_MTU, _IPV6_MTU_DISCOVER, _IPV6_MTU, _PMTUDISC_DO = 10, 14,
 
 
 class VxlanFrames:
-    """The frames of one VXLAN segment, to and from all remotes. Nothing that a remote does or does not do stops it."""
+    """The frames of one VXLAN segment, to and from all remotes. No remote can stop it."""
 
     def __init__(
         self, options: Options, receiver: UdpStream, senders: list[UdpStream], age: float, limit: int, name: str
@@ -45,18 +45,18 @@ class VxlanFrames:
         self._name = name
         self.remotes = [Address((str(remote), options.port)) for remote in options.remotes]
         self._by_host = {remote.host: remote for remote in self.remotes}
-        #: The same by addresses with their ports.
+        #: The remotes by address and port: a cache.
         self._known: dict[Address, Address] = {}
         self._joiner = Joiner(options.vni)
-        #: Where each station was heard.
+        #: The remote behind which each station is.
         self.table: Table[Address] = Table(age, limit)
-        #: Bytes of the largest frame to each remote, and until when that holds.
+        #: For each remote: size of the largest frame in bytes, and until when it is valid.
         self._largest: dict[Address, tuple[int, float]] = {}
         self._said_too_large = False
         self._read = self._written = self._refused = 0
-        #: Datagrams that were dropped: from others than the remotes, with another VNI, and without a frame in VXLAN.
+        #: How many datagrams were dropped: from unknown senders, with another VNI, and without a VXLAN frame.
         self.strangers = self.others = self.malformed = 0
-        #: Frames that were too large for the way.
+        #: How many frames were too large for the path MTU.
         self.too_large = 0
 
     @property
@@ -65,7 +65,7 @@ class VxlanFrames:
         return Stats(self._read, self._written, self._refused, dropped)
 
     def counts(self) -> dict[str, int]:
-        """What was dropped, and why."""
+        """How many datagrams and frames were dropped, by reason."""
         return {
             "strangers": self.strangers,
             "malformed": self.malformed + self._joiner.lost,
@@ -74,7 +74,7 @@ class VxlanFrames:
         }
 
     async def read_frames(self) -> list[bytes]:
-        """At least one frame, merged to super-frames where several belong together."""
+        """Waits for at least one frame. Consecutive frames of one flow are merged into super-frames."""
         while True:
             datagrams = await self._receiver.read_datagrams()
             now = time.monotonic()
@@ -104,7 +104,7 @@ class VxlanFrames:
                 return [frame if frame[0] else as_sent(frame, largest) for frame in merged(frames)] + super_frames
 
     def _remote_of(self, address: Address) -> Address | None:
-        """The remote that a datagram is from, whatever its port; remembered, for a while."""
+        """The remote that sent a datagram, from any port. The address is cached."""
         remote = self._by_host.get(address.host)
         if remote is not None:
             if len(self._known) >= _MOST_KNOWN:
@@ -113,11 +113,11 @@ class VxlanFrames:
         return remote
 
     async def write_frames(self, frames: list[bytes]) -> None:
-        """Sends each frame to the remote that has its station, or to all of them."""
+        """Sends each frame to the remote that has its station, or to all remotes."""
         self._write(frames)
 
     def write_frame_nowait(self, frame: bytes) -> None:
-        """As `write_frames`."""
+        """Sends one frame, as `write_frames` does."""
         self._write([frame])
 
     async def aclose(self) -> None:
@@ -147,7 +147,7 @@ class VxlanFrames:
             self._send(self._senders[sender], datagrams, remote)
 
     def _send(self, sender: UdpStream, datagrams: list[bytes], remote: Address) -> None:
-        """What does not leave is lost: the way is full or down, or has become narrower."""
+        """Sends datagrams. They are dropped if the send buffer is full, there is no route, or the MTU has decreased."""
         at = 0
         while at < len(datagrams):
             try:
@@ -176,7 +176,7 @@ class VxlanFrames:
             self._said_too_large = True
             largest, _ = self._largest[remote]
             print(
-                f"port {self._name}: {error} to {remote.host}; such frames are dropped: set the MTU of the stations to"
+                f"port {self._name}: to {remote.host}, {error}; larger frames are dropped: set the MTU of the stations to"
                 f" {largest - 14} or less",
                 file=sys.stderr,
                 flush=True,
@@ -184,18 +184,18 @@ class VxlanFrames:
 
 
 def mtu_towards(remote: Address) -> int:
-    """Bytes of the largest IP packet on the way there, as the kernel knows it now."""
+    """The path MTU to *remote* in bytes, as the kernel knows it now."""
     is_v4 = remote.family == socket.AF_INET
     with socket.socket(remote.family, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((remote.host, remote.port))
             return probe.getsockopt(*((socket.IPPROTO_IP, _IP_MTU) if is_v4 else (socket.IPPROTO_IPV6, _IPV6_MTU)))
-        except OSError:  # there is no way now
+        except OSError:  # there is no route now
             return 1500
 
 
 async def open_uplink(options: Options, *, age: float, limit: int) -> Port:
-    """A port for a VXLAN segment. Raises SetupError."""
+    """Opens the port of a VXLAN segment. Raises SetupError."""
     name = f"vxlan{options.vni}"
     streams: list[UdpStream] = []
     try:
@@ -211,7 +211,7 @@ async def open_uplink(options: Options, *, age: float, limit: int) -> Port:
 
 
 async def _open_sender(host: str) -> UdpStream:
-    """A socket with a port from the range for temporary ones, that never lets a datagram be cut on the way."""
+    """A socket with a port from the ephemeral range. Its datagrams must not be fragmented."""
     for remaining in reversed(range(_TRIES)):
         stream = UdpStream((host, random.randint(_FIRST_SOURCE, _LAST_SOURCE)), read_buffer=1)
         try:

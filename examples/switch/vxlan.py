@@ -1,7 +1,7 @@
-"""VXLAN (RFC 7348): Ethernet frames in UDP datagrams. Bytes to bytes: no socket, no clock.
+"""VXLAN (RFC 7348): Ethernet frames in UDP datagrams. No input and output.
 
-A frame that leaves has to fit the way. The segments of a TCP stream are cut smaller where they do not, which is what any
-network card may do with them; anything else that is too large is reported.
+A frame must fit into the path MTU. TCP segments that are too large are cut into smaller ones, as a network card with
+segmentation offload does. Other frames that are too large are reported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aiotuntap import InvalidFrameError, Mode, VnetHeader, segment
 PORT = 4789
 HEADER_SIZE = 8
 
-#: Bytes that the outer headers take from the MTU of the way: IP, UDP and VXLAN.
+#: Size in bytes of the outer headers: IP, UDP and VXLAN.
 OVERHEAD = {4: 20 + 8 + HEADER_SIZE, 6: 40 + 8 + HEADER_SIZE}
 
 _VALID_VNI = 0x08
@@ -29,7 +29,7 @@ _WORD = struct.Struct("=H")
 
 @dataclass(frozen=True)
 class Options:
-    """What ``--vxlan`` asks for."""
+    """The options of ``--vxlan``."""
 
     vni: int
     local: IPv4Address | IPv6Address
@@ -38,7 +38,7 @@ class Options:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From ``VNI,local=ADDR,remote=ADDR[,remote=…][,port=4789]``. Raises ValueError that says what is wrong."""
+        """Parses ``VNI,local=ADDR,remote=ADDR[,remote=…][,port=4789]``. Raises ValueError."""
         number, *rest = text.split(",")
         if not number.isdecimal() or not 0 <= int(number) < 1 << 24:
             raise ValueError(f"VNI must be a number from 0 to {(1 << 24) - 1}, not {number!r}")
@@ -46,13 +46,15 @@ class Options:
         for each in rest:
             key, _, value = each.partition("=")
             if key not in found:
-                raise ValueError(f"{each!r}: local=ADDRESS, remote=ADDRESS or port=NUMBER")
+                raise ValueError(f"an option must be local=ADDRESS, remote=ADDRESS or port=NUMBER, not {each!r}")
             found[key].append(value)
         if len(found["local"]) != 1 or not found["remote"] or len(found["port"]) > 1:
-            raise ValueError("one local=ADDRESS, at least one remote=ADDRESS, and at most one port=NUMBER")
+            raise ValueError(
+                f"there must be one local=ADDRESS, at least one remote=ADDRESS, and at most one port=NUMBER, not {text!r}"
+            )
         local, *remotes = (ip_address(each) for each in found["local"] + found["remote"])
         if any(each.version != local.version for each in remotes) or len(set(remotes)) < len(remotes):
-            raise ValueError("all addresses must be IPv4, or all IPv6, and each remote another one")
+            raise ValueError(f"addresses must be all IPv4 or all IPv6, and no remote may be given twice, not {text!r}")
         port = found["port"][0] if found["port"] else str(PORT)
         if not port.isdecimal() or not 0 < int(port) < 1 << 16:
             raise ValueError(f"port must be a number from 1 to 65535, not {port!r}")
@@ -60,23 +62,23 @@ class Options:
 
 
 def header(vni: int) -> bytes:
-    """What stands in front of each frame."""
+    """The VXLAN header, which precedes each frame."""
     return struct.pack("!II", _VALID_VNI << 24, vni << 8)
 
 
 def vni_of(datagram: bytes) -> int | None:
-    """The VNI of a datagram that holds a frame; None for anything else. Reserved bits say nothing (RFC 7348, 5)."""
+    """The VNI of a datagram that has a frame; None for other datagrams. Reserved bits are ignored (RFC 7348, 5)."""
     if len(datagram) < HEADER_SIZE + _ETHERNET or not datagram[0] & _VALID_VNI:
         return None
     return int.from_bytes(datagram[4:7])
 
 
 class Joiner:
-    """Puts together again what a socket with UDP_GRO took apart.
+    """Joins the pieces of an outer datagram that a socket with UDP_GRO has split.
 
-    Over veth, the kernel's VXLAN device hands a super-frame of UDP over as one datagram, with the size of the segments
-    within. That is what the socket then cuts the outer datagram into: only the first piece has a VXLAN header, and its
-    packet goes on in those behind it, which follow at once.
+    Over veth, the kernel's VXLAN device sends a UDP super-frame as one datagram, with the size of the inner segments. The
+    receiving socket splits the outer datagram into pieces of this size. Only the first piece has a VXLAN header; the
+    other pieces follow directly.
     """
 
     def __init__(self, vni: int) -> None:
@@ -84,11 +86,11 @@ class Joiner:
         self._pieces: list[bytes] = []
         self._from: object = None
         self._missing = 0
-        #: Datagrams that ended before their packet did, and did not go on.
+        #: How many datagrams were dropped because a piece was missing.
         self.lost = 0
 
     def feed(self, datagram: bytes, source: object) -> tuple[bytes, int] | None:
-        """A whole datagram, and the size of the segments within or 0; None while the rest of it is still to come."""
+        """A whole datagram, and the size of its inner segments or 0. None while pieces are missing."""
         if self._continues(datagram, source):
             self._pieces.append(datagram)
             self._missing -= len(datagram)
@@ -102,15 +104,15 @@ class Joiner:
         return None
 
     def _continues(self, datagram: bytes, source: object) -> bool:
-        """Whether it can be the next piece of what was begun: as large as the first one, unless it is the last."""
+        """Whether it can be the next piece: all but the last have the size of the first one."""
         if not self._missing or source != self._from or datagram.startswith(self._header):
             return False
         return len(datagram) == min(len(self._pieces[0]), self._missing)
 
 
 def missing_of(datagram: bytes) -> int:
-    """Bytes that the UDP packet within has, by its IP header, and the datagram has not."""
-    frame = bytes(_VNET - HEADER_SIZE) + datagram  # the VXLAN header stands where a virtio_net_hdr would
+    """How many bytes of the inner UDP packet are missing in the datagram, by the length in the IP header."""
+    frame = bytes(_VNET - HEADER_SIZE) + datagram  # as if the VXLAN header was the end of a virtio_net_hdr
     at = _VNET + ether_type_at(frame)
     kind, network = frame[at : at + 2], at + 2
     if kind == b"\x08\x00" and len(frame) >= network + 20 and frame[network + 9] == _UDP:
@@ -132,7 +134,7 @@ def joined(datagram: bytes, size: int) -> bytes:
 
 
 def flow_hash(frame: bytes) -> int:
-    """The same for all frames of a flow, from MAC and IP addresses and ports. The frame has a virtio_net_hdr."""
+    """A hash of MAC addresses, IP addresses and ports, the same for all frames of a flow. Expects a virtio_net_hdr."""
     key = frame[10:22]
     if frame[22:25] == b"\x08\x00\x45":
         key += frame[36:44]
@@ -146,10 +148,10 @@ def flow_hash(frame: bytes) -> int:
 
 
 def fit(frame: bytes, largest: int) -> list[bytes]:
-    """Plain frames of *largest* bytes at most, for a frame with a virtio_net_hdr; complete, and in order.
+    """Turns a frame with a virtio_net_hdr into plain frames of at most *largest* bytes, with complete checksums.
 
     Raises:
-        InvalidFrameError: It is too large and not of TCP, or its header is wrong.
+        InvalidFrameError: The frame is too large and is not TCP, or its virtio_net_hdr is invalid.
     """
     if len(frame) - _VNET <= largest and not frame[1]:
         return [frame[_VNET:]] if not frame[0] else segment(frame, Mode.TAP)
@@ -159,20 +161,24 @@ def fit(frame: bytes, largest: int) -> list[bytes]:
         room = largest - headers
         size = _WORD.unpack_from(frame, 4)[0] if frame[1] else room
         if room < 1:
-            raise InvalidFrameError(f"headers of {headers} bytes, and {largest} at most for all")
+            raise InvalidFrameError(
+                f"the headers of the frame have {headers} bytes, and a frame must have at most {largest}"
+            )
         if size > room or not frame[1]:
             if not frame[0] & VnetHeader.NEEDS_CSUM and not has_right_checksum(frame, transport):
-                raise InvalidFrameError("a TCP segment with a wrong checksum, which cutting it would make a right one")
+                raise InvalidFrameError(
+                    "the TCP segment is too large and has a wrong checksum: cutting it would hide that"
+                )
             frame = cut_smaller(frame, transport, headers, room)
     found = segment(frame, Mode.TAP)
     too_large = max(map(len, found))
     if too_large > largest:
-        raise InvalidFrameError(f"a frame of {too_large} bytes, and {largest} at most")
+        raise InvalidFrameError(f"a frame must have at most {largest} bytes, not {too_large}")
     return found
 
 
 def cut_smaller(frame: bytes, transport: int, headers: int, size: int) -> bytes:
-    """The frame as one to be cut into segments of *size* bytes of payload."""
+    """The frame with a virtio_net_hdr that asks for segments of *size* bytes of payload."""
     at = _VNET + ether_type_at(frame)
     kind = VnetHeader.GSO_TCPV4 if frame[at : at + 2] == b"\x08\x00" else VnetHeader.GSO_TCPV6
     made = VnetHeader(VnetHeader.NEEDS_CSUM, kind | frame[1] & VnetHeader.GSO_ECN, headers, size, transport, 16)
@@ -180,7 +186,7 @@ def cut_smaller(frame: bytes, transport: int, headers: int, size: int) -> bytes:
 
 
 def ether_type_at(frame: bytes) -> int:
-    """Where the EtherType is, behind up to two VLAN tags, from the start of the frame behind the virtio_net_hdr."""
+    """Offset of the EtherType after up to two VLAN tags, not counting the virtio_net_hdr."""
     at = _ETHERNET - 2
     for _ in range(2):
         if frame[_VNET + at : _VNET + at + 2] in (b"\x81\x00", b"\x88\xa8"):
@@ -189,7 +195,7 @@ def ether_type_at(frame: bytes) -> int:
 
 
 def tcp_header(frame: bytes) -> int:
-    """Where the TCP header begins behind the virtio_net_hdr; 0 for anything but TCP without IPv6 extension headers."""
+    """Offset of the TCP header, not counting the virtio_net_hdr. 0 if it is not TCP, or has IPv6 extension headers."""
     data = memoryview(frame)[_VNET:]
     at = ether_type_at(frame)
     kind, network = bytes(data[at : at + 2]), at + 2
@@ -201,16 +207,16 @@ def tcp_header(frame: bytes) -> int:
 
 
 def has_right_checksum(frame: bytes, transport: int) -> bool:
-    """Whether the checksum of a TCP segment (RFC 9293) is right. For one that has no IPv6 extension headers."""
+    """Whether the checksum of a TCP segment (RFC 9293) is correct. It must not have IPv6 extension headers."""
     covered = frame[_VNET + transport :]
     pseudo = _pseudo_header(frame, len(covered), _TCP)
     return int.from_bytes(pseudo + covered + b"\0" * (len(covered) % 2)) % 65535 == 0
 
 
 def as_sent(frame: bytes, largest: int) -> bytes:
-    """A frame that came over the way, with the virtio_net_hdr that it had when it left, as far as that can be told.
+    """A received frame with the virtio_net_hdr that it had when it was sent, as far as this can be found out.
 
-    Over veth the kernel's VXLAN device hands over TCP super-frames as one datagram, which no way could carry.
+    Over veth, the kernel's VXLAN device sends a TCP super-frame as one datagram, larger than any MTU.
     """
     frame = with_unfinished(frame)
     if len(frame) - _VNET <= largest or not frame[0] or not (transport := tcp_header(frame)):
@@ -220,10 +226,10 @@ def as_sent(frame: bytes, largest: int) -> bytes:
 
 
 def with_unfinished(frame: bytes) -> bytes:
-    """The frame, with a virtio_net_hdr that says so if its checksum holds the sum of the pseudo header only.
+    """The frame with a virtio_net_hdr. It asks for a checksum if the frame only has the sum of the pseudo header.
 
-    Between namespaces the kernel leaves the inner checksum to a network card that never comes: what its VXLAN device
-    sends over veth has none when it arrives at a socket. The kernel's own device at the other end would not mind.
+    Between namespaces, the kernel leaves the inner checksum to a network card, but there is none. So a frame that its
+    VXLAN device sends over veth arrives at a socket without a complete checksum.
     """
     at = _VNET + ether_type_at(frame)
     kind, network = frame[at : at + 2], at + 2
@@ -242,13 +248,13 @@ def with_unfinished(frame: bytes) -> bytes:
     pseudo = int.from_bytes(_pseudo_header(frame, end - transport, protocol))
     if not field or field % 65535 != pseudo % 65535:
         return frame
-    # A right checksum that happens to be that sum stays the same when it is completed.
+    # A complete checksum that happens to equal that sum does not change when it is completed again.
     made = VnetHeader(VnetHeader.NEEDS_CSUM, csum_start=transport - _VNET, csum_offset=offset)
     return made.pack() + frame[_VNET:]
 
 
 def _pseudo_header(frame: bytes, length: int, protocol: int) -> bytes:
-    """Of IPv6 (RFC 8200); that of IPv4 adds up to the same."""
+    """The pseudo header of IPv6 (RFC 8200). The sum is the same for IPv4."""
     network = _VNET + ether_type_at(frame) + 2
     first, last = (12, 20) if frame[network - 2 : network] == b"\x08\x00" else (8, 40)
     return frame[network + first : network + last] + length.to_bytes(4) + protocol.to_bytes(4)

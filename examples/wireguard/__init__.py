@@ -1,1 +1,1 @@
-"""WireGuard in user space over aiotuntap: a drop-in for wireguard-go. See README.md."""
+"""WireGuard in user space over aiotuntap: a replacement for wireguard-go. README.md says how to run it."""

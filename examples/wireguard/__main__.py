@@ -1,4 +1,4 @@
-"""``python -m examples.wireguard [-f] INTERFACE``: a drop-in for wireguard-go. See README.md."""
+"""``python -m examples.wireguard [-f] INTERFACE``: a replacement for wireguard-go. See README.md."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .keylog import KeyLog
 from .tunnel import Tunnel, now, source, without_local
 from .uapi import describe
 
-#: What is left of 1500 after the headers of IPv6 and UDP, and of WireGuard's own 32 bytes.
+#: 1500 bytes without the headers of IPv6 and UDP and WireGuard's 32 bytes.
 MTU = 1420
 
 _LEVELS = {"verbose": logging.DEBUG, "debug": logging.DEBUG, "error": logging.ERROR, "silent": logging.CRITICAL + 1}
@@ -29,7 +29,7 @@ _log = logging.getLogger(__package__)
 
 
 async def run(name: str, ready: Callable[[], None]) -> None:
-    """Makes the interface, or takes it over from WG_TUN_FD, and runs it until it is to end. Then it is removed."""
+    """Creates the interface, or adopts it from WG_TUN_FD, and runs until the end. Then the interface is removed."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -60,13 +60,13 @@ async def _open(name: str) -> AsyncTuntap:
     if fd := os.environ.get("WG_TUN_FD"):
         try:
             return await AsyncTuntap.adopt([int(fd)], vnet_header=False, offload=Offload.ALL)
-        except SetupError:  # made without a header in front of frames, and so without offloads
+        except SetupError:  # it was opened without virtio_net_hdr, so it has no offloads
             return await AsyncTuntap.adopt([int(fd)])
     return await AsyncTuntap(name, mode="tun", multi_queue=False, offload=Offload.ALL).open()
 
 
 async def _first_to_end(*work: Coroutine[Any, Any, object]) -> None:
-    """Runs all of *work* until the first of it ends, cancels the rest, and raises what went wrong."""
+    """Runs all of *work* until the first of it ends, cancels the rest, and raises the error of the first if it failed."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -79,9 +79,9 @@ async def _first_to_end(*work: Coroutine[Any, Any, object]) -> None:
 
 
 def daemonise() -> Callable[[], None]:
-    """Goes on in a child, and gives it the function that says that it is ready: only then does the parent end.
+    """Continues in a child process. The child gets a function, and the parent exits when the child calls it.
 
-    If the child ends before that, so does the parent, and with the same status.
+    If the child exits before, the parent exits with the same status.
     """
     reading, writing = os.pipe()
     if child := os.fork():
@@ -105,10 +105,14 @@ def daemonise() -> Callable[[], None]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="wireguard", description="WireGuard in user space, to be set up by wg(8).")
-    parser.add_argument("name", metavar="INTERFACE", help="such as wg0; 'wg%%d' lets the kernel choose the number")
+    parser = argparse.ArgumentParser(prog="wireguard", description="WireGuard in user space. Configure it with wg(8).")
+    parser.add_argument(
+        "name",
+        metavar="INTERFACE",
+        help="name of the interface, such as wg0; with 'wg%%d' the kernel chooses the number",
+    )
     parser.add_argument("-f", "--foreground", action="store_true", help="do not become a daemon")
-    parser.add_argument("--uvloop", action="store_true", help="run on uvloop, a package of its own")
+    parser.add_argument("--uvloop", action="store_true", help="run on uvloop (pip install uvloop)")
     options = parser.parse_args()
     level = _LEVELS.get(os.environ.get("LOG_LEVEL", ""), logging.ERROR)
     _log_as(options.name)

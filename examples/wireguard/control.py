@@ -1,4 +1,4 @@
-"""The socket on which ``wg`` finds an interface: /var/run/wireguard/INTERFACE.sock, for its owner alone."""
+"""The socket for ``wg``: /var/run/wireguard/INTERFACE.sock, private to its owner."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pathlib import Path
 from .uapi import Changes, UapiError, parse
 
 DIRECTORY = Path("/var/run/wireguard")
-#: From <linux/inotify.h>. A file that is deleted while somebody has it open loses a link, which is one of its attributes.
+#: From <linux/inotify.h>. IN_ATTRIB also reports a file that is deleted while it is open: its number of links changes.
 _IN_ATTRIB, _IN_DELETE_SELF, _IN_MOVE_SELF = 0x004, 0x400, 0x800
 
 _log = logging.getLogger(__name__)
 
 
 def listen(name: str) -> socket.socket:
-    """The listening socket of a new interface. A file that is left of a program which has died makes room for it.
+    """The listening socket of a new interface. It replaces the file of a program that has died.
 
     Raises:
-        OSError: EADDRINUSE if a living program serves that name.
+        OSError: EADDRINUSE if a running program serves that name.
     """
     DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
     path = str(DIRECTORY / f"{name}.sock")
@@ -38,7 +38,7 @@ def listen(name: str) -> socket.socket:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path)
     listener = socket.socket(socket.AF_UNIX)
     try:
-        # On Linux the file gets the mode of the socket: it is at no time open to others.
+        # On Linux the file gets the mode of the socket: it is never accessible to others.
         os.fchmod(listener.fileno(), 0o600)
         listener.bind(path)
         listener.listen()
@@ -49,7 +49,7 @@ def listen(name: str) -> socket.socket:
 
 
 class Control:
-    """Answers requests on a listening socket, whose file it removes at the end."""
+    """Answers requests on a listening socket, and removes its file at the end."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Control:
         get: Callable[[], Iterable[str]],
         set_: Callable[[Changes], Awaitable[None]],
     ) -> None:
-        """*get* gives the lines of the configuration; *set_* makes changes, or raises a UapiError."""
+        """*get* returns the lines of the configuration. *set_* makes changes, or raises UapiError."""
         self._listener = listener
         self._path = Path(os.fsdecode(listener.getsockname()))
         self._get = get
@@ -65,10 +65,10 @@ class Control:
         self._connections: set[asyncio.StreamWriter] = set()
 
     async def serve(self) -> None:
-        """Answers until the file is deleted. When it is cancelled or fails it removes the file itself."""
+        """Answers until the file is deleted. If it is cancelled or fails, it removes the file."""
         try:
             with _watched(self._path) as until_deleted:
-                # This one does not wait, and so cannot be cancelled with the server half made.
+                # With start_serving=False this does not wait: it cannot be cancelled halfway.
                 server = await asyncio.start_unix_server(self._answer, sock=self._listener, start_serving=False)
                 try:
                     await server.start_serving()
@@ -84,8 +84,8 @@ class Control:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections.add(writer)
         try:
-            # LimitOverrunError, ValueError: a line of more than 64 KiB, or one that is not UTF-8, which are none of this protocol.
-            # Cancelled, with the program: asyncio of Python 3.11 says so with a traceback.
+            # LimitOverrunError, ValueError: a line of more than 64 KiB, or not UTF-8: invalid in this protocol.
+            # CancelledError: when the program ends, asyncio of Python 3.11 would print a traceback.
             with contextlib.suppress(
                 ConnectionError,
                 asyncio.IncompleteReadError,
@@ -111,17 +111,17 @@ class Control:
             elif operation == "set=1":
                 await self._set(parse(lines))
             else:
-                # What it is instead may be a key.
+                # The message must not show the request: it may be a key.
                 raise UapiError(errno.EPROTO, "a request must be get=1 alone, or begin with set=1")
         except UapiError as error:
-            _log.error("refused what was asked on %s: %s", self._path, error)
+            _log.error("refused a request on %s: %s", self._path, error)
             number = error.number
-        # Negative, as wireguard-go has it: wg shows the text of -errno.
+        # Negative, as in wireguard-go: wg shows the text of -errno.
         return [f"{line}\n".encode() for line in (*answer, f"errno={-number}")]
 
 
 async def _until_empty(reader: asyncio.StreamReader) -> list[str]:
-    """The lines of a request. One that breaks off is none: IncompleteReadError."""
+    """The lines of a request. Raises IncompleteReadError if it is not complete."""
     lines = []
     while (line := (await reader.readuntil(b"\n")).decode().rstrip("\n")) != "":
         lines.append(line)
@@ -130,7 +130,7 @@ async def _until_empty(reader: asyncio.StreamReader) -> list[str]:
 
 @contextlib.contextmanager
 def _watched(path: Path) -> Iterator[Callable[[], Awaitable[None]]]:
-    """Gives a function that waits until *path* is no longer the file that it is now."""
+    """Yields a function that waits until the file at *path* is deleted, moved or replaced."""
     libc = ctypes.CDLL(None, use_errno=True)
     fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     if fd < 0 or libc.inotify_add_watch(fd, bytes(path), _IN_ATTRIB | _IN_DELETE_SELF | _IN_MOVE_SELF) < 0:

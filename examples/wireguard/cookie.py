@@ -1,7 +1,8 @@
-"""What keeps a handshake from costing more than it must: two MACs, cookies, and limits (whitepaper, section 5.3 and 5.4.7).
+"""Protection against floods of handshakes: two MACs, cookies, and rate limits (whitepaper, sections 5.3 and 5.4.7).
 
-The first MAC shows that the sender knows our public key. Under load, the second one shows that it receives at the address
-it sends from: it is keyed by a cookie that we sent there. Only then does a message cost a Diffie-Hellman.
+The first MAC proves that the sender knows our public key. Under load, the second MAC is required: its key is a cookie that
+we sent to the sender's address, so it proves that the sender receives there. Without it, a message costs no
+Diffie-Hellman computation.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from .noise import COOKIE_REPLY
 
 COOKIE_REPLY_SIZE = 64
-#: Seconds that a cookie is good for. Whoever got one stops using it a little earlier, so that it is never refused.
+#: A cookie is valid for SECRET_AGE seconds. The peer stops using it LATENCY seconds earlier, so it is never refused.
 SECRET_AGE, LATENCY = 120.0, 5.0
-#: Handshake messages: so many at once and so many a second are answered at any time; more of them is load, which lasts a
-#: second after the last of it. Each costs about half a millisecond.
+#: Handshake messages that are answered without cookies: at once, and per second. With more, the device is under load, until
+#: LOAD_LASTS seconds after the last excess message. Each message costs about half a millisecond.
 LOAD_BURST, LOAD_RATE, LOAD_LASTS = 128, 256, 1.0
-#: Handshake messages under load: at once and a second, for each host; and how many hosts are counted.
+#: Handshake messages under load, for each host: at once, and per second; and how many hosts are counted.
 HOST_BURST, HOST_RATE, HOSTS = 5, 20, 8192
 
 _MAC = 16
@@ -32,7 +33,7 @@ _REPLY = struct.Struct("<4s4s24s32s")
 
 
 class Sender:
-    """The MACs on handshake messages to one peer, and the cookie that it gave us."""
+    """The MACs of handshake messages to one peer, and the cookie that it sent us."""
 
     __slots__ = ("_cookie", "_cookie_key", "_got", "_mac1", "_mac1_key")
 
@@ -43,14 +44,14 @@ class Sender:
         self._cookie, self._got = b"", -SECRET_AGE
 
     def seal(self, message: bytes, now: float) -> bytes:
-        """*message* with both MACs; the second is zero while there is no cookie."""
+        """*message* with both MACs. The second is zero without a cookie."""
         self._mac1 = mac1 = _mac(self._mac1_key, message)
         message += mac1
         fresh = self._cookie and now < self._got + SECRET_AGE - LATENCY
         return message + (_mac(self._cookie, message) if fresh else bytes(_MAC))
 
     def consume(self, reply: bytes, now: float) -> bool:
-        """Takes the cookie in *reply*, and returns whether it belongs to the last message sent: each can give one."""
+        """Stores the cookie in *reply*. Returns whether it answers the last message sent; each message accepts one."""
         _, _, nonce, sealed = _REPLY.unpack(reply)
         if self._mac1 is None:
             return False
@@ -64,7 +65,7 @@ class Sender:
 
 
 class Receiver:
-    """The MACs on handshake messages to us, and the cookies that we give."""
+    """The MACs of handshake messages to us, and the cookies that we send."""
 
     __slots__ = ("_cookie_key", "_mac1_key", "_made", "_rng", "_secret")
 
@@ -75,11 +76,11 @@ class Receiver:
         self._secret, self._made = b"", 0.0
 
     def knows_us(self, message: bytes) -> bool:
-        """Whether the first MAC of *message* is right."""
+        """Whether the first MAC of *message* is correct."""
         return hmac.compare_digest(_mac(self._mac1_key, message[: -2 * _MAC]), message[-2 * _MAC : -_MAC])
 
     def is_reachable(self, message: bytes, source: bytes, now: float) -> bool:
-        """Whether the second MAC of *message* shows a cookie that was sent to *source*."""
+        """Whether the second MAC of *message* proves that its sender got the cookie for *source*."""
         if not self._secret or now >= self._made + SECRET_AGE:
             return False
         return hmac.compare_digest(_mac(_mac(self._secret, source), message[:-_MAC]), message[-_MAC:])
@@ -95,7 +96,7 @@ class Receiver:
 
 
 class Load:
-    """Whether more handshakes come than we want to answer."""
+    """Detects load: more handshake messages than LOAD_BURST and LOAD_RATE allow."""
 
     __slots__ = ("_level", "_since", "_until")
 
@@ -113,20 +114,20 @@ class Load:
 
 
 class HostLimit:
-    """A rate for each host, and a bound on how many hosts are remembered."""
+    """A rate limit for each host, with a maximum number of hosts."""
 
     __slots__ = ("_hosts",)
 
     def __init__(self) -> None:
-        #: When a host was last seen, and what it had left then. The one that was silent longest comes first.
+        #: For each host: when it was last seen, and how many messages it had left then. The least recent comes first.
         self._hosts: dict[bytes, tuple[float, float]] = {}
 
     def allow(self, host: bytes, now: float) -> bool:
-        """Whether one more message of *host* is within its rate; if it is, it is counted."""
+        """Whether *host* may send one more message. If so, the message is counted."""
         hosts = self._hosts
         seen, left = hosts.pop(host, (now, HOST_BURST))
         left = min(HOST_BURST, left + (now - seen) * HOST_RATE)
-        # A host that was silent until it has all of its burst again is as a new one.
+        # A host that has its whole burst again is like a new one: forget it.
         while hosts:
             oldest = next(iter(hosts))
             if now - hosts[oldest][0] < HOST_BURST / HOST_RATE:
@@ -142,8 +143,8 @@ class HostLimit:
 def hchacha20(key: bytes, nonce: bytes) -> bytes:
     """A key of 32 bytes out of one, and a nonce of 16 (draft-irtf-cfrg-xchacha-03, section 2.2).
 
-    A block of ChaCha20 is its state after the rounds plus its state before them: subtracting the latter leaves what
-    HChaCha20 is defined by.
+    A block of ChaCha20 is the sum of the states after and before the rounds. HChaCha20 is the state after the rounds, so
+    the state before is subtracted.
     """
     block = Cipher(algorithms.ChaCha20(key, nonce), mode=None).encryptor().update(bytes(64))
     before = struct.unpack("<16I", b"expand 32-byte k" + key + nonce)
@@ -157,7 +158,7 @@ def xchacha20poly1305(key: bytes, nonce: bytes) -> tuple[ChaCha20Poly1305, bytes
 
 
 def _keys(public_key: bytes) -> tuple[bytes, bytes]:
-    """For the first MAC, and to encrypt cookies with."""
+    """The keys for the first MAC and for encrypting cookies."""
     return blake2s(b"mac1----" + public_key).digest(), blake2s(b"cookie--" + public_key).digest()
 
 

@@ -1,4 +1,4 @@
-"""Cryptokey routing for whole batches: to whom packets go, and which packets a peer may have sent."""
+"""Cryptokey routing for batches: the peer of each outgoing packet, and whether a peer may send an incoming packet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ P = TypeVar("P", bound=Hashable)
 
 
 def by_peer(packets: Sequence[bytes], lookup: Callable[[bytes], P | None], drops: Drops) -> dict[P, list[bytes]]:
-    """IP packets by the peer that has their destination, each peer's in order; what has none is counted in *drops*."""
+    """Groups IP packets by the peer of their destination, in order. Packets without a peer are counted in *drops*."""
     batches: dict[P, list[bytes]] = {}
     last, batch = b"", None
     for packet in packets:
@@ -35,7 +35,7 @@ def by_peer(packets: Sequence[bytes], lookup: Callable[[bytes], P | None], drops
 
 
 def allowed(packets: Sequence[bytes], peer: P, lookup: Callable[[bytes], P | None], drops: Drops) -> list[bytes]:
-    """The IP packets without their padding whose source is *peer*'s; others are counted in *drops*, keepalives are not."""
+    """The IP packets, without padding, whose source belongs to *peer*. Others, except keepalives, are counted in *drops*."""
     passed = []
     last, is_allowed = b"", False
     for packet in packets:

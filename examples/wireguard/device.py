@@ -1,7 +1,7 @@
-"""The interface without its descriptors: IP packets, datagrams and time in; IP packets and datagrams out.
+"""The WireGuard device without input and output: it turns IP packets into datagrams, and datagrams into IP packets.
 
-Nothing here has a descriptor or a loop, and what is done often is told what time it is. Times are in seconds on any
-clock that never goes back; CLOCK_BOOTTIME also counts while the machine sleeps, and keys then expire.
+The time is an argument of methods that are called often. Times are in seconds, of any clock that never goes back.
+CLOCK_BOOTTIME also counts while the machine sleeps, so that keys expire meanwhile.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _HANDSHAKES = {INITIATION: INITIATION_SIZE, RESPONSE: RESPONSE_SIZE, COOKIE_REPL
 
 
 class Device:
-    """All peers, the routes to them, and the key that is our own. Down until :meth:`up`."""
+    """All peers, the routes to them, and our own key. It is down until :meth:`up` is called."""
 
     def __init__(
         self,
@@ -49,21 +49,20 @@ class Device:
         """A device without a key and without peers.
 
         Args:
-            now: the time, for what is called without one: changes of the configuration.
-            rng: that many random bytes. Ephemeral private keys are ``rng(32)``.
-            wall_clock: nanoseconds since the epoch, for the timestamps of handshakes.
-            source: of an address, as bytes: the host that rates are limited for, and all that a cookie is bound to,
-                which is host and port. Unless given, an address is a tuple that begins with the host.
-            without_local: of an address, the same without our own address in it, if it has one. A peer that does not
-                answer is tried there.
-            log: gets a line for each rare event: handshakes with peers, keys removed. What strangers send makes none.
+            now: Returns the time. It is used for changes of the configuration, which have no time argument.
+            rng: Returns this many random bytes. Ephemeral private keys are ``rng(32)``.
+            wall_clock: Returns nanoseconds since the epoch, for the timestamps of handshakes.
+            source: Returns two parts of an address as bytes: the host, for rate limits; and host and port, to which a
+                cookie is bound. By default, an address must be a tuple that begins with the host.
+            without_local: Returns the address without our own local address. It is used if a peer does not answer.
+            log: Called with a line for each rare event, such as handshakes and removed keys, but never for strangers.
         """
-        #: Peers by public key. To read: add_peer and remove_peer change it.
+        #: Peers by public key. Read only: use add_peer and remove_peer to change it.
         self.peers: dict[bytes, Peer] = {}
         self.routes: Routes[Peer] = Routes()
-        #: Of the interface, in bytes: padding does not go over it. 0: not known.
+        #: MTU of the interface in bytes: padding does not exceed it. 0 means unknown.
         self.mtu = 0
-        #: For the UAPI and for whoever has the socket; nothing here uses them.
+        #: For the UAPI and for the owner of the socket; this module does not use them.
         self.listen_port = 0
         self.fwmark = 0
         self.drops = Drops()
@@ -72,7 +71,7 @@ class Device:
         self.wall_clock = wall_clock
         self.without_local = without_local or _unchanged
         self.log = log or _ignore
-        #: What follows is for peers.
+        #: The following attributes are for peers.
         self.running = False
         self.schedule: Schedule[Timers] = Schedule()
         self.outbox: Sends = []
@@ -87,9 +86,9 @@ class Device:
 
     @property
     def private_key(self) -> bytes | None:
-        """32 bytes, or None, which 32 zero bytes also mean. A new one ends sessions, and removes a peer that has it.
+        """The private key of 32 bytes, or None. Setting 32 zero bytes means None.
 
-        Sessions still receive, but the next packet that is sent begins a handshake.
+        A new key removes a peer that has the same key. Existing sessions still receive, but sending begins a handshake.
         """
         return None if self.identity is None else self.identity.private_key
 
@@ -111,39 +110,39 @@ class Device:
 
     @property
     def public_key(self) -> bytes | None:
-        """What belongs to the private key."""
+        """The public key of the private key."""
         return None if self.identity is None else self.identity.public_key
 
     def add_peer(self, public_key: bytes) -> Peer:
-        """The peer with this key, made if there is none.
+        """Returns the peer with this key. It is created if it does not exist.
 
         Raises:
             ValueError: *public_key* is not 32 bytes, or is our own.
         """
         if len(public_key) != 32:
-            raise ValueError(f"a public key has 32 bytes, not {len(public_key)}")
+            raise ValueError(f"a public key must have 32 bytes, not {len(public_key)}")
         if public_key == self.public_key:
-            raise ValueError("this is the device's own public key, which cannot be a peer's")
+            raise ValueError("a peer must not have the device's own public key")
         if public_key not in self.peers:
             self.peers[public_key] = Peer(public_key, self)
         return self.peers[public_key]
 
     def remove_peer(self, public_key: bytes) -> None:
-        """Forgets a peer, its sessions and its routes. Nothing happens where there is none."""
+        """Removes a peer, its sessions and its routes. Does nothing if the peer does not exist."""
         peer = self.peers.pop(public_key, None)
         if peer is not None:
             self.routes.remove_peer(peer)
             peer.stop()
 
     def up(self) -> None:
-        """Starts: timers run, and peers with a persistent keepalive send one."""
+        """Starts the device: timers run, and peers with a persistent keepalive send one."""
         if not self.running:
             self.running = True
             for peer in self.peers.values():
                 peer.keep_alive(self.now())
 
     def down(self) -> None:
-        """Stops: forgets sessions, timers and packets that wait, and ignores what comes. Peers and routes stay."""
+        """Stops the device: it forgets sessions, timers and waiting packets, and ignores input. Peers and routes stay."""
         self.running = False
         for peer in self.peers.values():
             peer.stop()
@@ -152,18 +151,18 @@ class Device:
     # -- packets -------------------------------------------------------------------------------------------------------
 
     def outbound(self, packets: Sequence[bytes], now: float) -> Sends:
-        """IP packets from the TUN interface become datagrams, each peer's in order.
+        """Turns IP packets from the TUN interface into datagrams, in order for each peer.
 
-        What has to wait for a handshake leaves with a later call. Packets without a route are dropped and counted.
+        Packets that wait for a handshake are sent by a later call. Packets without a route are dropped and counted.
         """
         for peer, batch in cryptokey.by_peer(packets, self.routes.lookup, self.drops).items():
             peer.send(batch, now)
         return self._sends()
 
     def inbound(self, datagrams: Sequence[tuple[bytes, Address]], now: float) -> tuple[list[bytes], Sends]:
-        """Datagrams from the socket become IP packets for the TUN interface, and datagrams to send.
+        """Turns datagrams from the socket into IP packets for the TUN interface, and datagrams to send.
 
-        Whatever does not authenticate changes no session, peer or timer, and is counted.
+        Datagrams that are not authentic change no session, peer or timer, and are counted.
         """
         packets: list[bytes] = []
         if not self.running:
@@ -189,11 +188,11 @@ class Device:
     # -- time ----------------------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
-        """When :meth:`expire` is to be called; None: not before another call was made. It may be a little early."""
+        """When :meth:`expire` must be called. None: not before another method was called. It may be a little early."""
         return self.now() if self.outbox else self.schedule.next()
 
     def expire(self, now: float) -> Sends:
-        """Does what is due, and gives what is to be sent, also because of changes of the configuration."""
+        """Runs the timers that are due. Returns datagrams to send, also those caused by changes of the configuration."""
         while (timers := self.schedule.pop(now)) is not None:
             timers.expire(now)
         return self._sends()
@@ -238,7 +237,7 @@ class Device:
                 drops.forged += 1
 
     def _is_admitted(self, macs: cookie.Receiver, message: bytes, source: Address, now: float) -> bool:
-        """Under load: whether *message* is answered by more than a cookie."""
+        """Under load: whether *message* gets a real answer, and not only a cookie."""
         host, whole = self._source(source)
         if macs.is_reachable(message, whole, now):
             return self._hosts.allow(host, now)
@@ -263,7 +262,7 @@ class Device:
 def _source(address: Address) -> tuple[bytes, bytes]:
     if not isinstance(address, tuple):
         raise TypeError(
-            f"an address is a tuple that begins with the host, or Device(source=…) is given; not {address!r}"
+            f"an address must be a tuple that begins with the host, not {address!r}: or pass Device(source=…)"
         )
     return repr(address[0]).encode(), repr(address).encode()
 

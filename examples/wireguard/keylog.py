@@ -1,4 +1,4 @@
-"""The keys of all handshakes, in the format that Wireshark reads (wg.keylog_file). For debugging: they open everything."""
+"""Writes the keys of all handshakes in Wireshark's format (wg.keylog_file). For debugging: they decrypt all traffic."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _KEY_SIZE = 32
 
 
 class KeyLog:
-    """Source of a Device's random bytes that writes down those which are ephemeral private keys."""
+    """A source of random bytes for a Device. It writes those that are ephemeral private keys to the file."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        #: Whose own key and preshared keys belong to the handshakes.
+        #: The device, whose private key and preshared keys are written too.
         self.device: Device | None = None
 
     @classmethod
     def from_environment(cls) -> KeyLog | None:
-        """Appends to the file that WG_KEYLOGFILE names; None where it names none."""
+        """Appends to the file given by WG_KEYLOGFILE. None if the variable is not set."""
         if not (path := os.environ.get(VARIABLE)):
             return None
         return cls(os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "w"))
@@ -35,11 +35,11 @@ class KeyLog:
             peers = self.device.peers.values()
             if self.device.private_key is not None:
                 self._write("LOCAL_STATIC_PRIVATE_KEY", self.device.private_key)
-            # Which peer the handshake is with is not known here: it is one of them.
+            # The peer of the handshake is not known here, so the keys for all peers are written.
             for peer in peers:
                 self._write("REMOTE_STATIC_PUBLIC_KEY", peer.public_key)
             self._write("LOCAL_EPHEMERAL_PRIVATE_KEY", random)
-            # These belong to the ephemeral key before them.
+            # Preshared keys belong to the ephemeral key before them.
             for key in {peer.preshared_key for peer in peers} - {bytes(_KEY_SIZE)}:
                 self._write("PRESHARED_KEY", key)
             self._file.flush()

@@ -1,7 +1,7 @@
 """The handshake: Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, as WireGuard's whitepaper uses it (section 5.4).
 
-Bytes in and bytes out. Messages are made and read without the two MACs at their end, which are cookie.py's. What does
-not authenticate is a HandshakeError and changes nothing.
+No input and output. Messages are made and read here without the two MACs at their end, which belong to cookie.py. A
+message that is not authentic raises HandshakeError and changes nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-#: How a message begins: its type, and three bytes that are zero.
+#: The first four bytes of a message: its type, and three zero bytes.
 INITIATION, RESPONSE, COOKIE_REPLY, TRANSPORT = (bytes([kind, 0, 0, 0]) for kind in (1, 2, 3, 4))
-#: Bytes of a whole message, with both MACs.
+#: Size in bytes of a whole message, with both MACs.
 INITIATION_SIZE, RESPONSE_SIZE = 148, 92
 
 NO_KEY = bytes(32)
@@ -29,11 +29,11 @@ _RESPONSE = struct.Struct("<4s4s4s32s16s")
 
 
 class HandshakeError(Exception):
-    """A message that does not authenticate, or a key with which none can be made."""
+    """A message is not authentic, or a message cannot be made with this key."""
 
 
 class Keys(NamedTuple):
-    """What a handshake ends in: 32 bytes to send with, and 32 to receive with."""
+    """The result of a handshake: a key of 32 bytes for sending, and one for receiving."""
 
     send: bytes
     receive: bytes
@@ -45,22 +45,22 @@ class Identity:
     __slots__ = ("_private", "private_key", "public_key")
 
     def __init__(self, private_key: bytes) -> None:
-        """Takes 32 bytes; X25519 sets and clears the bits it wants by itself."""
+        """Takes any 32 bytes: X25519 sets and clears the bits that it requires."""
         self.private_key = private_key
         self._private = X25519PrivateKey.from_private_bytes(private_key)
         self.public_key = self._private.public_key().public_bytes_raw()
 
     def shared(self, public_key: bytes) -> bytes:
-        """The secret shared with whoever has *public_key*.
+        """The secret that is shared with the owner of *public_key*.
 
         Raises:
-            HandshakeError: *public_key* is a point of low order, with which everyone shares the same secret.
+            HandshakeError: *public_key* is a point of low order: the secret would be the same for every key.
         """
         return _shared(self._private, public_key)
 
 
 class Initiator:
-    """A handshake that we begin: a message, then the response to it."""
+    """A handshake that we begin: we send a message, and read the response."""
 
     __slots__ = ("_ephemeral", "_identity", "_transcript", "message")
 
@@ -77,11 +77,11 @@ class Initiator:
         """Makes :attr:`message`, 116 bytes.
 
         Args:
-            identity: our key.
-            remote: the peer's public key.
-            static_shared: ``identity.shared(remote)``, which stays the same.
-            ephemeral: 32 random bytes, for this handshake alone.
-            sender: 4 bytes by which the response finds us.
+            identity: Our key.
+            remote: The peer's public key.
+            static_shared: ``identity.shared(remote)``, which can be cached.
+            ephemeral: 32 random bytes. Use them for this handshake only.
+            sender: Our index of 4 bytes, which the response contains.
             timestamp: 12 bytes; see :func:`tai64n`.
 
         Raises:
@@ -100,7 +100,7 @@ class Initiator:
         """The peer's index (4 bytes) and the keys, from its response. Another response can be tried after an error.
 
         Raises:
-            HandshakeError: the response is not from the peer, or its preshared key is another one.
+            HandshakeError: The response is not from the peer, or the preshared keys differ.
         """
         _, sender, _, ephemeral, empty = _RESPONSE.unpack_from(response)
         transcript = self._transcript.copy()
@@ -113,15 +113,15 @@ class Initiator:
 
 
 class Responder:
-    """A handshake that somebody begins with us: who it is, then when, then our response."""
+    """A handshake that a peer begins. Read its public key, then its timestamp, then make our response."""
 
     __slots__ = ("_ephemeral", "_stamp", "_transcript", "remote", "sender")
 
     def __init__(self, identity: Identity, message: bytes) -> None:
-        """Reads the initiation as far as :attr:`remote`, the public key of whoever claims to have sent it.
+        """Reads the initiation up to :attr:`remote`, the public key of its alleged sender.
 
         Raises:
-            HandshakeError: it was not made for our key.
+            HandshakeError: The message was not made for our key.
         """
         _, self.sender, self._ephemeral, static, self._stamp = _INITIATION.unpack_from(message)
         self._transcript = transcript = _Transcript(identity.public_key)
@@ -129,16 +129,16 @@ class Responder:
         self.remote = transcript.open(transcript.key(identity.shared(self._ephemeral)), static)
 
     def timestamp(self, static_shared: bytes) -> bytes:
-        """The 12 bytes of the time it was made at, which prove that :attr:`remote` made it. Called once.
+        """The timestamp of 12 bytes, which proves that :attr:`remote` made the message. Call it once.
 
         Raises:
-            HandshakeError: it was made by somebody else.
+            HandshakeError: Another sender made the message.
         """
         transcript = self._transcript
         return transcript.open(transcript.key(static_shared), self._stamp)
 
     def respond(self, preshared_key: bytes, *, ephemeral: bytes, sender: bytes) -> tuple[bytes, Keys]:
-        """Our response, 60 bytes, and the keys. Called once, after :meth:`timestamp`.
+        """Our response of 60 bytes, and the keys. Call it once, after :meth:`timestamp`.
 
         Raises:
             HandshakeError: the peer's ephemeral key is of low order.
@@ -155,16 +155,16 @@ class Responder:
 
 
 def tai64n(nanoseconds: int) -> bytes:
-    """12 bytes for a time since the epoch; later times compare greater.
+    """A timestamp of 12 bytes for nanoseconds since the epoch. Later timestamps compare greater.
 
-    Rounded down to 2**24 ns, about 17 ms, so that it tells less about our clock.
+    Rounded down to 2**24 ns, about 17 ms, so that it reveals less about our clock.
     """
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     return struct.pack(">QI", 0x400000000000000A + seconds, rest & ~0xFFFFFF)
 
 
 class _Transcript:
-    """Chaining key and hash, which all that was said goes into."""
+    """The chaining key, and the hash of all messages so far."""
 
     __slots__ = ("_chain", "_hash")
 
@@ -202,12 +202,12 @@ class _Transcript:
         try:
             plain = ChaCha20Poly1305(key).decrypt(_NO_NONCE, sealed, self._hash)
         except InvalidTag:
-            raise HandshakeError("the message does not authenticate") from None
+            raise HandshakeError("the message is not authentic") from None
         self._hash = _digest(self._hash + sealed)
         return plain
 
     def split(self) -> tuple[bytes, bytes]:
-        """The initiator's key to send with, and to receive with."""
+        """The initiator's key for sending, and its key for receiving."""
         first, second = kdf(self._chain, b"", 2)
         return first, second
 

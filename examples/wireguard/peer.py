@@ -1,6 +1,6 @@
-"""One peer: its sessions, and the packets that wait while a handshake runs.
+"""One peer: its sessions, and the packets that wait for a handshake.
 
-The rules are those of the whitepaper (section 6) as the kernel and wireguard-go apply them.
+The rules are those of the whitepaper (section 6), as the kernel and wireguard-go implement them.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from .timers import (
     Timers,
 )
 
-#: What the UDP socket gives for where a datagram came from: anything that is hashable. It is passed back unchanged.
+#: The address of a datagram's sender, as the UDP socket returns it: any hashable object.
 Address: TypeAlias = Any
-#: Datagrams to send, in this order: runs to one address, for one call of the socket each.
+#: Datagrams to send, in order: each list goes to one address, with one call.
 Sends: TypeAlias = list[tuple[Address, list[bytes]]]
 
-#: Packets that wait for a handshake, at most: the newest are kept.
+#: How many packets wait for a handshake. If there are more, the newest are kept.
 STAGED = 128
 
 
 class Host(Protocol):
-    """What a peer needs of its device."""
+    """The attributes and methods of the device that a peer uses."""
 
     running: bool
     mtu: int
@@ -48,7 +48,7 @@ class Host(Protocol):
     schedule: Schedule[Timers]
     outbox: Sends
     identity: Identity | None
-    #: To whom a datagram belongs, by its receiver index; without a session: to the handshake of the peer.
+    #: The peer and session of a datagram, by its receiver index. Without a session, it belongs to the peer's handshake.
     receivers: dict[bytes, tuple[Peer, Session | None]]
 
     @property
@@ -65,8 +65,8 @@ class Host(Protocol):
 class Peer:
     """One peer of a :class:`~wireguard.device.Device`, which makes it.
 
-    Attributes that are set take effect at once; what is to be sent then leaves with the next ``Device.expire()``, and
-    ``Device.next_deadline()`` says so.
+    Setting an attribute takes effect at once. If datagrams have to be sent then, the next ``Device.expire()`` returns
+    them, and ``Device.next_deadline()`` returns the current time.
     """
 
     __slots__ = (
@@ -92,12 +92,12 @@ class Peer:
 
     def __init__(self, public_key: bytes, host: Host) -> None:
         self.public_key = public_key
-        #: 32 bytes; all zero is the same as none. The next handshake uses it.
+        #: 32 bytes; zeros mean none. The next handshake uses it.
         self.preshared_key = NO_KEY
-        #: Bytes of datagrams, handshakes and keepalives included, UDP and IP headers not.
+        #: Bytes of all datagrams, including handshakes and keepalives, without UDP and IP headers.
         self.rx_bytes = 0
         self.tx_bytes = 0
-        #: Nanoseconds since the epoch when the last handshake was completed; 0: never.
+        #: When the last handshake was completed, in nanoseconds since the epoch; 0 means never.
         self.last_handshake = 0
         self._host = host
         self._timers = Timers(self, host.schedule, host.rng)
@@ -106,16 +106,16 @@ class Peer:
         self._static_shared: bytes | None = None
         self._staged: deque[bytes] = deque(maxlen=STAGED)
         self._sessions = Sessions(self._forget)
-        #: The one that we began and that was not answered yet.
+        #: The handshake that we began and that was not answered yet.
         self._handshake: Initiator | None = None
         self._handshake_index = b""
-        #: Of the newest initiation that was received: it survives all but the peer, or a replay would be taken for new.
+        #: The timestamp of the newest initiation. It is kept as long as the peer exists, to detect replays.
         self._last_timestamp = b""
         self._last_consumed = -math.inf
         self._reset()
 
     def __str__(self) -> str:
-        """As wireguard-go's log calls it."""
+        """The name of the peer in the log of wireguard-go."""
         text = base64.b64encode(self.public_key).decode()
         return f"peer({text[:4]}…{text[39:43]})"
 
@@ -123,7 +123,7 @@ class Peer:
 
     @property
     def endpoint(self) -> Address | None:
-        """Where datagrams go: configured, or where the newest authenticated one came from. None: not known yet."""
+        """The destination of datagrams: configured, or the sender of the newest authentic one. None: unknown."""
         return self._endpoint
 
     @endpoint.setter
@@ -136,7 +136,7 @@ class Peer:
 
     @property
     def persistent_keepalive(self) -> int:
-        """Seconds between keepalives whatever else happens, 1 to 65535; 0: none. One is sent when it is turned on."""
+        """Seconds between persistent keepalives, 1 to 65535; 0 means none. Setting it sends one at once."""
         return self._timers.persistent
 
     @persistent_keepalive.setter
@@ -148,7 +148,7 @@ class Peer:
     # -- packets -------------------------------------------------------------------------------------------------------
 
     def send(self, packets: Sequence[bytes], now: float) -> None:
-        """Sends what waits and *packets*, or lets them wait for a handshake; an empty packet is a keepalive."""
+        """Sends waiting packets and *packets*, or lets all wait for a handshake. An empty packet is a keepalive."""
         host, session = self._host, self._sessions.current
         if not host.running:
             return
@@ -171,11 +171,11 @@ class Peer:
             self._initiate(now)
 
     def send_keepalive(self, now: float) -> None:
-        """Sends an empty packet, or what waits if anything does; begins a handshake where there is no session."""
+        """Sends waiting packets, or an empty one if none wait. Begins a handshake if there is no session."""
         self.send(() if self._staged else (b"",), now)
 
     def receive(self, session: Session, datagrams: Sequence[bytes], source: Address, now: float) -> list[bytes]:
-        """The IP packets in *datagrams*, which all came from *source* for *session*."""
+        """The IP packets in *datagrams*, all of which came from *source* for *session*."""
         host = self._host
         packets = session.open(datagrams, host.drops)
         if not packets:
@@ -198,7 +198,7 @@ class Peer:
         """Answers an initiation of *size* bytes that claims to be this peer's.
 
         Raises:
-            HandshakeError: it is not. Nothing has changed then.
+            HandshakeError: The initiation is not from this peer. Nothing was changed.
         """
         host = self._host
         timestamp = responder.timestamp(self._shared())
@@ -225,13 +225,13 @@ class Peer:
         self._post([self._cookies.seal(message, now)])
 
     def receive_response(self, message: bytes, source: Address, now: float) -> None:
-        """Ends the handshake that *message* answers.
+        """Completes the handshake that *message* answers.
 
         Raises:
-            HandshakeError: it does not answer the handshake that runs. Nothing has changed then.
+            HandshakeError: *message* does not answer the running handshake. Nothing was changed.
         """
         if self._handshake is None:
-            raise HandshakeError("no handshake runs")
+            raise HandshakeError("the peer answers a handshake that is not running")
         remote_index, keys = self._handshake.finish(message, self.preshared_key)
         self._endpoint = source
         self.rx_bytes += len(message)
@@ -246,11 +246,11 @@ class Peer:
         self.send_keepalive(now)
 
     def receive_cookie(self, message: bytes, now: float) -> bool:
-        """Takes the cookie, if it answers the last handshake message that was sent; returns whether it does."""
+        """Stores the cookie if it answers the last handshake message that was sent. Returns whether it does."""
         return self._cookies.consume(message, now)
 
     def _initiate(self, now: float, *, is_retry: bool = False) -> None:
-        """Begins a handshake, unless one was begun or answered lately."""
+        """Begins a handshake, unless one was begun or answered recently."""
         host = self._host
         if not is_retry:
             self._timers.handshake_wanted()
@@ -287,7 +287,7 @@ class Peer:
         self.last_handshake = self._host.wall_clock()
 
     def _keep_fresh(self, now: float) -> None:
-        """Renews a session that receives and is about to expire; once, for the peer may not answer."""
+        """Renews a session that receives and will expire soon. Only once: the peer may not answer."""
         session = self._sessions.current
         if session is None or not session.is_initiator or self._is_last_minute:
             return
@@ -298,48 +298,48 @@ class Peer:
     # -- for the timers ------------------------------------------------------------------------------------------------
 
     def try_again(self, now: float) -> None:
-        """Begins the handshake again that was not answered."""
+        """Repeats a handshake that was not answered."""
         self._forget_local()
         self._initiate(now, is_retry=True)
 
     def give_up(self) -> None:
-        """What waits will not be sent."""
+        """Drops the waiting packets."""
         self._host.log(f"{self} - Handshake did not complete after {MAX_RETRIES + 2} attempts, giving up")
         self._drop_staged()
 
     def begin_anew(self, now: float) -> None:
-        """Begins a handshake: the peer may have lost its session, or we the way to it."""
+        """Begins a handshake: the peer may have lost its session, or its address may have changed."""
         self._host.log(f"{self} - Beginning a handshake because nothing came back")
         self._forget_local()
         self._initiate(now)
 
     def forget_keys(self) -> None:
-        """They are too old to be of use."""
+        """Removes all keys, which are too old."""
         self._host.log(f"{self} - Removing all keys, there was no new one in {3 * REJECT_AFTER_TIME:.0f} seconds")
         self._forget_all()
 
     # -- begin and end -------------------------------------------------------------------------------------------------
 
     def keep_alive(self, now: float) -> None:
-        """The device is up, or has a key, or knows where the peer is: persistent keepalives begin, if it has them."""
+        """Starts persistent keepalives, if set. Called when the device is up, has a key, or knows the endpoint."""
         if self.persistent_keepalive:
             self.send_keepalive(now)
 
     def stop(self) -> None:
-        """The device is down, or the peer removed: as new, but for what is configured or counted."""
+        """Resets all but configuration and counters. Called when the device is down or the peer was removed."""
         self._forget_all()
         self._timers.clear()
         self._reset()
 
     def distrust(self) -> None:
-        """Our own key has changed: sessions still receive, and a new one is needed to send."""
+        """Handles a change of our own key: sessions still receive, but sending needs a new one."""
         self._static_shared = None
         self._drop_handshake()
         self._initiated = -math.inf
         self._sessions.wear_out()
 
     def _reset(self) -> None:
-        #: When a handshake was last begun or answered by us.
+        #: When we last began or answered a handshake.
         self._initiated = -math.inf
         self._is_last_minute = False
 
@@ -349,7 +349,7 @@ class Peer:
         self._drop_staged()
 
     def _forget(self, session: Session) -> None:
-        """What comes for *session* from now on is not known."""
+        """Forgets the index of *session*: datagrams for it are not accepted any more."""
         del self._host.receivers[session.index]
 
     def _drop_handshake(self) -> None:
@@ -379,19 +379,19 @@ class Peer:
         self._host.outbox.append((self._endpoint, datagrams))
 
     def _forget_local(self) -> None:
-        """Our own address that the peer wrote to may be the reason why nothing comes back."""
+        """Lets the kernel choose our own address: the one that the peer used may not work any more."""
         if self._endpoint is not None:
             self._endpoint = self._host.without_local(self._endpoint)
 
     def _shared(self) -> bytes:
         if self._static_shared is None:
             if self._host.identity is None:
-                raise HandshakeError("there is no private key")
+                raise HandshakeError("the device has no private key")
             self._static_shared = self._host.identity.shared(self.public_key)
         return self._static_shared
 
     def _new_index(self) -> bytes:
-        """Four bytes by which the peer calls a handshake or session of ours."""
+        """A new index of four bytes, by which the peer identifies our handshake or session."""
         while (index := self._host.rng(4)) in self._host.receivers:
             pass
         return index

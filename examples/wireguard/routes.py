@@ -1,7 +1,7 @@
-"""Cryptokey routing: which peer an address belongs to, by the longest prefix that contains it.
+"""Cryptokey routing: finds the peer of an address by the longest prefix that contains it.
 
-A table for each prefix length that is in use, from the longest to the shortest; a lookup asks them in turn. What was
-asked lately is remembered, so that a packet costs one dictionary lookup however many peers and prefixes there are.
+There is a table for each prefix length in use. A lookup tries them from the longest to the shortest. Recent results are
+cached, so that a packet costs one dictionary lookup for any number of peers and prefixes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Generic, TypeAlias, TypeVar
 Network: TypeAlias = IPv4Network | IPv6Network
 P = TypeVar("P", bound=Hashable)
 
-#: Addresses that are remembered, at most. A peer may send from any address that it is allowed, which can be all of them.
+#: The maximum size of the cache. It is needed because a peer may send from all its allowed addresses.
 REMEMBERED = 4096
 
 
@@ -23,15 +23,14 @@ class Routes(Generic[P]):
     __slots__ = ("_networks", "_recent", "_tables")
 
     def __init__(self) -> None:
-        #: By the size of an address in bytes, then by the number of bits that are not in the prefix, ascending: peers
-        #: by prefix.
+        #: Peers by prefix; by the number of bits after the prefix, ascending; by the size of an address in bytes.
         self._tables: dict[int, dict[int, dict[int, P]]] = {4: {}, 16: {}}
-        #: By peer, in the order of insertion, which is how ``wg`` shows them.
+        #: Networks by peer, in the order of insertion, in which ``wg`` shows them.
         self._networks: dict[P, dict[Network, None]] = {}
         self._recent: dict[bytes, P | None] = {}
 
     def lookup(self, address: bytes) -> P | None:
-        """The peer of an address of 4 or 16 bytes, as it stands in a packet; None for an address of nobody."""
+        """The peer of an address of 4 or 16 bytes, as in a packet. None if no peer has it."""
         try:
             return self._recent[address]
         except KeyError:
@@ -46,7 +45,7 @@ class Routes(Generic[P]):
         return found
 
     def insert(self, network: Network, peer: P) -> None:
-        """Gives *network* to *peer*; whoever had it loses it. Other networks that contain it, or lie in it, stay."""
+        """Assigns *network* to *peer*, and removes it from another peer. Networks that overlap with it stay."""
         size, shift, prefix = _key(network)
         tables = self._tables[size]
         if shift not in tables:
@@ -59,7 +58,7 @@ class Routes(Generic[P]):
         self._recent.clear()
 
     def remove(self, network: Network, peer: P) -> bool:
-        """Takes *network* from *peer*, and returns whether it was *peer*'s."""
+        """Removes *network* from *peer*. Returns whether it belonged to *peer*."""
         size, shift, prefix = _key(network)
         tables = self._tables[size]
         if tables.get(shift, {}).get(prefix) is not peer:
@@ -72,12 +71,12 @@ class Routes(Generic[P]):
         return True
 
     def remove_peer(self, peer: P) -> None:
-        """Takes all that *peer* has."""
+        """Removes all networks of *peer*."""
         for network in self.of(peer):
             self.remove(network, peer)
 
     def of(self, peer: P) -> tuple[Network, ...]:
-        """The networks of *peer*, the first inserted first."""
+        """The networks of *peer*, in the order of insertion."""
         return tuple(self._networks.get(peer, ()))
 
     def _forget(self, network: Network, peer: P) -> None:
@@ -87,6 +86,6 @@ class Routes(Generic[P]):
 
 
 def _key(network: Network) -> tuple[int, int, int]:
-    """Bytes in an address, bits after the prefix, and the prefix as a number."""
+    """Size of the address in bytes, number of bits after the prefix, and the prefix as a number."""
     shift = network.max_prefixlen - network.prefixlen
     return network.max_prefixlen // 8, shift, int(network.network_address) >> shift

@@ -1,8 +1,8 @@
-"""Whose turn is next.
+"""The schedule of all peers' timers.
 
-A peer has five timers. They are set and cleared with each batch of packets, so that costs next to nothing: the schedule
-has for each peer the earliest time that any of its timers was set to, and only when that comes are the timers asked
-which of them is due, if one still is.
+A peer has five timers. They are set and cleared with each batch of packets, so this must be cheap. The schedule has one
+time for each peer: the earliest to which any of its timers was set. Only when that time comes, the peer's timers are
+checked, and perhaps none of them is due any more.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ NEVER = math.inf
 
 
 class Timed(Protocol):
-    """What has a turn."""
+    """An object in the schedule."""
 
-    #: The earliest turn that was asked for, NEVER if none. The schedule's own.
+    #: The earliest time that was requested, or NEVER. Only the schedule changes it.
     turn: float
 
 
@@ -26,7 +26,7 @@ T = TypeVar("T", bound=Timed)
 
 
 class Schedule(Generic[T]):
-    """Whose turn is next. A turn may come earlier than it is needed, and never later."""
+    """The next object and its time. A time may be earlier than needed, but never later."""
 
     __slots__ = ("_heap", "_order")
 
@@ -35,24 +35,24 @@ class Schedule(Generic[T]):
         self._order = count()
 
     def add(self, when: float, who: T) -> None:
-        """*who* has a turn at *when*, if none comes before that."""
+        """Schedules *who* at *when*, unless it is scheduled earlier."""
         if when < who.turn:
             who.turn = when
             heappush(self._heap, (when, next(self._order), who))
 
     def remove(self, who: T) -> None:
-        """*who* has no turn any more."""
+        """Removes *who* from the schedule."""
         who.turn = NEVER
 
     def next(self) -> float | None:
-        """When the next turn is; None: there is none."""
+        """The time of the next object, or None if the schedule is empty."""
         heap = self._heap
         while heap and heap[0][0] != heap[0][2].turn:
             heappop(heap)
         return heap[0][0] if heap else None
 
     def pop(self, now: float) -> T | None:
-        """Whose turn it is at *now*, which is then over."""
+        """Removes and returns the next object that is due at *now*, or None."""
         when = self.next()
         if when is None or when > now:
             return None

@@ -1,4 +1,4 @@
-"""A pair of transport keys: seals packets, opens datagrams, and knows what it has received (whitepaper, section 5.4.6)."""
+"""A session: encrypts packets, decrypts datagrams, and detects replays (whitepaper, section 5.4.6)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .drops import Drops
 from .noise import TRANSPORT, Keys
 from .timers import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME
 
-#: In front of the encrypted packet: type, receiver, counter. Behind it: the tag.
+#: Before the encrypted packet: type, receiver, counter. After it: the tag.
 HEADER_SIZE, TAG_SIZE = 16, 16
 KEEPALIVE_SIZE = HEADER_SIZE + TAG_SIZE
-#: Counters that are remembered: a datagram may be so many behind the newest one. A power of two.
+#: How far a datagram's counter may be behind the newest one. A power of two.
 WINDOW = 8192
 
 _header = struct.Struct("<8sQ").pack
@@ -24,7 +24,7 @@ _counter_of = struct.Struct("<8xQ").unpack_from
 
 
 class ReplayWindow:
-    """Which of the last WINDOW counters were received: a ring with a byte for each."""
+    """Stores which of the last WINDOW counters were received: a ring with one byte for each."""
 
     __slots__ = ("_newest", "_seen")
 
@@ -33,12 +33,12 @@ class ReplayWindow:
         self._seen = bytearray(WINDOW)
 
     def accept(self, counter: int) -> bool:
-        """Whether *counter* is new and not beyond the last; from now on it is not new."""
+        """Whether *counter* is new, and not too old. Marks it as received."""
         newest = self._newest
         if counter >= REJECT_AFTER_MESSAGES:
             return False
         if counter > newest:
-            # In the places of those that were skipped are older ones.
+            # The places of skipped counters still have the marks of older ones: clear them.
             self._fill(newest + 1, counter, b"\0")
             self._newest = counter
         elif counter <= newest - WINDOW or self._seen[counter % WINDOW]:
@@ -47,7 +47,7 @@ class ReplayWindow:
         return True
 
     def accept_next(self, counters: list[int]) -> bool:
-        """Accepts *counters* if they are the next ones and without a gap, as they are in most batches."""
+        """Accepts *counters* if they are the next ones without a gap, which is true for most batches."""
         first = self._newest + 1
         end = first + len(counters)
         if end > REJECT_AFTER_MESSAGES or counters != list(range(first, end)):
@@ -65,39 +65,39 @@ class ReplayWindow:
 
 
 class Session:
-    """One session with a peer. Keys are in the ciphers alone, and go with the session."""
+    """One session with a peer. Only the ciphers have the keys, which are deleted with the session."""
 
     __slots__ = ("_decrypt", "_encrypt", "_prefix", "_window", "created", "index", "is_initiator", "sent")
 
     def __init__(self, keys: Keys, index: bytes, remote_index: bytes, *, is_initiator: bool, now: float) -> None:
-        """Begins at *now*; *index* is what we are called in datagrams to us, *remote_index* in those to the peer."""
+        """Begins at *now*. *index* identifies the session in datagrams to us, *remote_index* in those to the peer."""
         self._encrypt = ChaCha20Poly1305(keys.send).encrypt
         self._decrypt = ChaCha20Poly1305(keys.receive).decrypt
         self._prefix = TRANSPORT + remote_index
         self._window = ReplayWindow()
         self.index = index
         self.created = now
-        #: We began the handshake. Only that side renews a session because of its age, or both would.
+        #: Whether we began the handshake. Only the initiator renews an old session: otherwise both sides would.
         self.is_initiator = is_initiator
-        #: Datagrams sent, which is the next one's counter.
+        #: How many datagrams were sent: the counter of the next one.
         self.sent = 0
 
     def is_expired(self, now: float) -> bool:
-        """Too old to send or receive."""
+        """Whether it is too old to send or receive."""
         return now >= self.created + REJECT_AFTER_TIME
 
     def can_send(self, now: float) -> bool:
-        """Neither too old nor worn out."""
+        """Whether it may send: it is not too old, and did not send too many messages."""
         return self.sent < REJECT_AFTER_MESSAGES and now < self.created + REJECT_AFTER_TIME
 
     def wear_out(self) -> None:
-        """Does not send any more."""
+        """Stops sending."""
         self.sent = REJECT_AFTER_MESSAGES
 
     def seal(self, packets: Sequence[bytes], mtu: int) -> list[bytes]:
-        """A datagram for each packet, padded to a multiple of 16 bytes but not over *mtu* (0: not known).
+        """A datagram for each packet. Packets are padded to a multiple of 16 bytes, up to *mtu* (0: unknown).
 
-        Once the counter is used up, what is left of *packets* gets no datagram.
+        When the counter has reached its limit, the remaining packets get no datagram.
         """
         first = self.sent
         if first + len(packets) > REJECT_AFTER_MESSAGES:
@@ -113,9 +113,9 @@ class Session:
         return datagrams
 
     def open(self, datagrams: Sequence[bytes], drops: Drops) -> list[bytes]:
-        """The packets in *datagrams* that are the peer's and new, in order, with their padding; an empty one: a keepalive.
+        """The packets in *datagrams* that are authentic and new, in order, with padding. An empty packet is a keepalive.
 
-        What is too short, does not authenticate or was received before is left out and counted in *drops*.
+        Datagrams that are too short, not authentic, or received before are dropped and counted in *drops*.
         """
         decrypt, counter_of, nonce = self._decrypt, _counter_of, _nonce
         packets: list[bytes] = []
@@ -140,7 +140,7 @@ class Session:
 
 
 def padding(size: int, mtu: int) -> int:
-    """How many zero bytes follow a packet of *size* bytes. Of one over the MTU, its last piece is what counts."""
+    """How many zero bytes follow a packet of *size* bytes. For a packet over the MTU, only its last part counts."""
     last = size % mtu if 0 < mtu < size else size
     padded = -(-last // 16) * 16
     return (min(padded, mtu) if mtu else padded) - last

@@ -1,7 +1,7 @@
-"""The sessions of one peer, and how one follows another (whitepaper, section 6.3).
+"""The sessions of one peer: previous, current and next (whitepaper, section 6.3).
 
-One is current: it sends. The one before it still receives, for what was under way. One that we answered is the next
-until the peer uses it, which shows that the peer has its keys.
+The current session sends. The previous one still receives datagrams that were on the way. A session that the peer began
+is the next one until the peer uses it, which proves that the peer has its keys.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from .session import Session
 
 
 class Sessions:
-    """Three places for sessions. One that loses its place is forgotten."""
+    """Up to three sessions. A session that is replaced is forgotten."""
 
     __slots__ = ("_forget", "current", "next", "previous")
 
     def __init__(self, forget: Callable[[Session], None]) -> None:
-        """*forget* is called with each session that has no place any more."""
+        """*forget* is called with each session that was replaced."""
         self._forget = forget
         self.previous: Session | None = None
         self.current: Session | None = None
         self.next: Session | None = None
 
     def add_begun(self, session: Session) -> None:
-        """We began the handshake and the peer has answered: it can be used at once."""
+        """Adds a session that we began and the peer answered: it can be used at once."""
         if self.next is not None:
             self._place(self.next, session, None)
         else:
             self._place(self.current, session, None)
 
     def add_answered(self, session: Session) -> None:
-        """The peer began the handshake."""
+        """Adds a session that the peer began."""
         self._place(None, self.current, session)
 
     def confirm_next(self) -> None:
-        """The peer has used the next one."""
+        """Makes the next session the current one: the peer has used it."""
         self._place(self.current, self.next, None)
 
     def clear(self) -> None:
-        """All are forgotten."""
+        """Forgets all sessions."""
         self._place(None, None, None)
 
     def wear_out(self) -> None:
-        """None sends any more; they still receive."""
+        """Stops sending in all sessions. They still receive."""
         for session in (self.current, self.next):
             if session is not None:
                 session.wear_out()

@@ -1,6 +1,6 @@
-"""When a peer does what: the constants of the whitepaper (section 6), and the timers that they set.
+"""The timers of a peer, and the constants of the whitepaper (section 6).
 
-The rules are the whitepaper's as the kernel and wireguard-go apply them.
+The rules are those of the whitepaper, as the kernel and wireguard-go implement them.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from .schedule import NEVER, Schedule
 
 REKEY_AFTER_MESSAGES = 2**60
 REJECT_AFTER_MESSAGES = 2**64 - 2**13 - 1
-#: Seconds, as all that follow.
+#: In seconds, as all that follow.
 REKEY_AFTER_TIME = 120.0
 REJECT_AFTER_TIME = 180.0
 REKEY_ATTEMPT_TIME = 90.0
 REKEY_TIMEOUT = 5.0
 KEEPALIVE_TIMEOUT = 10.0
-#: Retries and new handshakes are put off by less than this, so that two peers do not begin at once for ever.
+#: Retries and new handshakes are delayed by a random time below this, so that two peers do not always begin at once.
 JITTER = 0.334
-#: The kernel and wireguard-go count attempts instead of seconds: the first, and retries until this many have failed.
+#: The kernel and wireguard-go do not measure REKEY_ATTEMPT_TIME, but count retries up to this number.
 MAX_RETRIES = int(REKEY_ATTEMPT_TIME / REKEY_TIMEOUT)
-#: Two initiations of one peer that come closer together than this are one too many.
+#: The shortest time between two initiations of one peer. An earlier one is dropped.
 INITIATION_INTERVAL = 1 / 50
 
 #: The timers of a peer, as indices into its deadlines:
@@ -32,24 +32,24 @@ RETRANSMIT, KEEPALIVE, NEW_HANDSHAKE, FORGET, PERSISTENT = range(5)
 
 
 class Actor(Protocol):
-    """What a peer does when it is time."""
+    """The methods of a peer that its timers call."""
 
     def send_keepalive(self, now: float, /) -> None: ...
     def try_again(self, now: float, /) -> None:
-        """The handshake that was begun is not complete."""
+        """Called when the handshake that was begun is not complete."""
 
     def give_up(self) -> None:
-        """As often as it was tried, it is not complete."""
+        """Called when the handshake is not complete after all retries."""
 
     def begin_anew(self, now: float, /) -> None:
-        """Data was sent, and nothing came back."""
+        """Called when data was sent and nothing came back."""
 
     def forget_keys(self) -> None:
-        """There was no new session for long."""
+        """Called when there was no new session for a long time."""
 
 
 class Timers:
-    """The five timers of one peer. What happened is told by calling the method of that name."""
+    """The five timers of one peer. The peer reports each event by calling the method of that name."""
 
     __slots__ = (
         "_actor",
@@ -63,9 +63,9 @@ class Timers:
     )
 
     def __init__(self, actor: Actor, schedule: Schedule[Timers], rng: Callable[[int], bytes]) -> None:
-        #: The next turn in the schedule, which alone changes it.
+        #: The time of the next check. Only the schedule changes it.
         self.turn = NEVER
-        #: Seconds between persistent keepalives; 0: none.
+        #: Seconds between persistent keepalives; 0 means none.
         self.persistent = 0
         self._actor = actor
         self._schedule = schedule
@@ -73,7 +73,7 @@ class Timers:
         self.clear()
 
     def clear(self) -> None:
-        """None of them runs."""
+        """Stops all timers."""
         self._schedule.remove(self)
         self._deadlines = [NEVER] * len(_HANDLERS)
         self._attempts = 0
@@ -100,7 +100,7 @@ class Timers:
         self._traversed(now)
 
     def handshake_wanted(self) -> None:
-        """By something else than an earlier try."""
+        """A handshake was begun, and not as a retry."""
         self._attempts = 0
 
     def handshake_begun(self, now: float) -> None:
@@ -126,8 +126,8 @@ class Timers:
     def expire(self, now: float) -> None:
         """Does what is due, the longest due first.
 
-        But keys are forgotten before that, or a handshake that another timer begins after a long sleep of the machine
-        would be forgotten with them.
+        The timer that forgets keys runs first: after a long sleep of the machine, it would otherwise also forget a
+        handshake that another timer has just begun.
         """
         deadlines = self._deadlines
         while (when := min(deadlines)) <= now:

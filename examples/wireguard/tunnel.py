@@ -1,4 +1,4 @@
-"""A Device between a TUN interface and a UDP socket: four tasks that move batches, and wait."""
+"""Connects a Device to a TUN interface and a UDP socket, with four tasks."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from .device import Device
 from .peer import Sends
 from .uapi import Changes, UapiError, apply
 
-#: Seconds, also of the time that the machine sleeps: keys that are too old by then are not used again.
+#: The time in seconds. It also counts while the machine sleeps, so that keys expire meanwhile.
 now = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 
-#: Seconds after which the interface is looked at, until the watch for what changes is sure to have begun.
+#: After these seconds the state of the interface is read: `AsyncTuntap.watch` may not have started before.
 _LOOKS = 0, 0.2, 2
 
 _log = logging.getLogger(__name__)
 
 
 class Tunnel:
-    """Moves packets and datagrams while the interface is up; follows it as it goes up and down."""
+    """Moves packets and datagrams while the interface is up. It follows the state of the interface."""
 
     def __init__(self, tun: AsyncTuntap, device: Device) -> None:
         self._tun = tun
@@ -38,7 +38,7 @@ class Tunnel:
         self._udp: UdpStream | None = None
         self._up = False
         self._changing = asyncio.Lock()
-        #: Set when a timer is due before the time that the task for timers sleeps until.
+        #: Set when a timer becomes due before the task for timers wakes up.
         self._sooner = asyncio.Event()
         self._sleeps_until = math.inf
 
@@ -56,9 +56,9 @@ class Tunnel:
             raise errors.exceptions[0] from None
         finally:
             await self._unbind()
-        raise AssertionError("the tasks above end by an exception")
+        raise AssertionError("the tasks never end without an exception")
 
-    # -- the way of a packet -------------------------------------------------------------------------------------------
+    # -- packets -------------------------------------------------------------------------------------------------------
 
     async def _outwards(self) -> NoReturn:
         while True:
@@ -66,22 +66,22 @@ class Tunnel:
             await self._send(self._device.outbound(packets, now()))
 
     async def _inwards(self, udp: UdpStream) -> None:
-        """One for each socket, which ends when that is closed."""
+        """Runs once for each socket, and ends when the socket is closed."""
         with contextlib.suppress(QueueClosedError):
             while True:
                 packets, sends = self._device.inbound(await udp.read_datagrams(), now())
                 await self._send(sends)
                 if packets:
-                    # A peer may send what the kernel refuses. Down, or no memory: lost, as on any network. That the
-                    # interface is gone is told by reading.
+                    # A peer may send packets that the kernel refuses. They are lost, also if the interface is down or
+                    # there is no memory. If the interface was deleted, reading raises DeviceGoneError.
                     with contextlib.suppress(InvalidFrameError, OSError):
                         await self._queue.write_frames(packets)
 
     async def _send(self, sends: Sends) -> None:
         for address, datagrams in sends:
-            if (udp := self._udp) is None:  # which may come true while one of them is sent
+            if (udp := self._udp) is None:  # the socket may be closed while datagrams are sent
                 break
-            # No way to that address now, no memory, or closed meanwhile: lost, and sent again by whoever needs it.
+            # No route now, no memory, or closed meanwhile: the datagrams are lost, as on any network.
             with contextlib.suppress(InvalidFrameError, OSError, QueueClosedError):
                 await udp.write_datagrams(datagrams, address)
         self._look_at_timers()
@@ -112,7 +112,7 @@ class Tunnel:
     async def _look(self) -> None:
         for seconds in _LOOKS:
             await asyncio.sleep(seconds)
-            async with self._changing:  # what the watch tells meanwhile is newer, and comes after it
+            async with self._changing:  # events of the watch are newer, and are handled afterwards
                 await self._follow(await self._tun.link())
 
     async def _follow(self, link: Link) -> None:
@@ -137,7 +137,7 @@ class Tunnel:
         """Carries out a request.
 
         Raises:
-            UapiError: The port or the mark cannot be had. Nothing else was changed.
+            UapiError: The port is in use, or the mark is not allowed. Nothing else was changed.
         """
         async with self._changing:
             device = self._device
@@ -154,7 +154,7 @@ class Tunnel:
             self._look_at_timers()
 
     async def _bind(self, port: int, mark: int) -> None:
-        """Listens on a port instead of the one before; 0 lets the kernel choose."""
+        """Opens a socket on another port and closes the old one. With 0, the kernel chooses the port."""
         try:
             udp = await UdpStream(f":{port}", mark=mark or None).open()
         except OSError as error:
@@ -177,12 +177,12 @@ class Tunnel:
 
 
 def without_local(address: Address) -> Address:
-    """For a Device: the same peer, with our own address for the kernel to choose."""
+    """For a Device: the same address without the local one, which the kernel then chooses."""
     return address.remote
 
 
 def source(address: Address) -> tuple[bytes, bytes]:
-    """For a Device: whom the rate of handshakes is limited for, which is a whole /64 of IPv6, and the whole address."""
+    """For a Device: the host for the rate limit of handshakes (for IPv6 its /64), and the whole address."""
     whole = address.remote
     return whole[4:8] if whole.family is socket.AF_INET else whole[8:16], whole
 

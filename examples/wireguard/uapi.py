@@ -1,6 +1,6 @@
-"""The text protocol that ``wg`` speaks: https://www.wireguard.com/xplatform/, "Configuration Protocol".
+"""The text protocol of ``wg``: https://www.wireguard.com/xplatform/, "Configuration Protocol".
 
-A *set* request is parsed as a whole before any of it is applied, so that one that is refused changes nothing.
+A *set* request is parsed completely before it is applied. So a request that is refused changes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _KEY_SIZE = 32
 
 
 class UapiError(Exception):
-    """A request that is refused: *number* is what ``wg`` shows as its errno."""
+    """A request is refused. ``wg`` shows *number* as the errno."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -29,44 +29,44 @@ class UapiError(Exception):
 
 @dataclass(slots=True)
 class PeerChange:
-    """What a request says about one peer; None: nothing."""
+    """The changes of one peer. None means no change."""
 
     public_key: bytes
     remove: bool = False
-    #: Only if the peer is there already.
+    #: Whether to change the peer only if it exists already.
     update_only: bool = False
     preshared_key: bytes | None = None
     endpoint: Address | None = None
     persistent_keepalive: int | None = None
     replace_allowed_ips: bool = False
-    #: In this order, each with whether it is added or removed.
+    #: Networks in order. True adds the network, False removes it.
     allowed_ips: list[tuple[Network, bool]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Changes:
-    """What a request says about the interface; None: nothing. A private key of zeros takes the key away."""
+    """The changes of the interface. None means no change. A private key of zeros removes the key."""
 
     private_key: bytes | None = None
     listen_port: int | None = None
     fwmark: int | None = None
     replace_peers: bool = False
-    #: In this order. The same peer may come twice.
+    #: In order. The same peer may occur twice.
     peers: list[PeerChange] = field(default_factory=list)
 
 
 def parse(lines: Iterable[str]) -> Changes:
-    """What the lines after ``set=1`` ask for, up to the empty one, which is not part of them.
+    """Parses the lines after ``set=1``, without the empty line at the end.
 
     Raises:
-        UapiError: EPROTO for a line that is not ``key=value``, EINVAL for a key or a value that is not known.
+        UapiError: EPROTO for a line that is not ``key=value``, EINVAL for an unknown key or an invalid value.
     """
     changes = Changes()
     peer: PeerChange | None = None
     for number, line in enumerate(lines, 1):
         key, equals, value = line.partition("=")
         if not equals:
-            raise UapiError(errno.EPROTO, f"each line must be KEY=VALUE, and line {number} is not")  # it may be a key
+            raise UapiError(errno.EPROTO, f"line {number} must be KEY=VALUE")  # the line is not shown: it may be a key
         if key == "public_key":
             peer = PeerChange(_key(value))
             changes.peers.append(peer)
@@ -117,7 +117,7 @@ def _parse_peer(peer: PeerChange, key: str, value: str) -> None:
 
 
 def apply(changes: Changes, device: Device) -> None:
-    """Makes all changes but those of the listening port and the mark, which are for whoever has the socket."""
+    """Applies all changes except the listening port and the mark, which belong to the owner of the socket."""
     if changes.private_key is not None:
         device.private_key = changes.private_key
     if changes.replace_peers:
@@ -151,7 +151,7 @@ def _apply_to_peer(change: PeerChange, device: Device) -> None:
 
 
 def describe(device: Device) -> Iterator[str]:
-    """The lines that answer ``get=1``, without the ``errno`` that ends them."""
+    """The lines of the answer to ``get=1``, without the final ``errno``."""
     if device.private_key is not None:
         yield f"private_key={device.private_key.hex()}"
     if device.listen_port:
@@ -198,7 +198,7 @@ def _key(text: str) -> bytes:
 def _number(key: str, text: str, largest: int) -> int:
     if text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) <= largest:
         return int(text)
-    raise UapiError(errno.EINVAL, f"{key} must be 0 to {largest}, not {text!r}")
+    raise UapiError(errno.EINVAL, f"{key} must be from 0 to {largest}, not {text!r}")
 
 
 def _true(key: str, text: str) -> bool:

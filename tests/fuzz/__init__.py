@@ -1,4 +1,4 @@
-"""Input that nobody meant: for the C sources, for every parser in Python, and with the kernel as the judge.
+"""Fuzzing: corrupt input for the C sources and for every parser in Python, and comparison with the kernel.
 
 ``make fuzz ARGS=SECONDS`` runs all three; see ``run.sh``.
 """

@@ -1,4 +1,4 @@
-"""Frames for fuzzing: valid ones of every shape by a seed, and what mutation makes of any bytes."""
+"""Frames for fuzzing: valid ones of every kind by a seed, and mutations of any bytes."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""The kernel as the judge: what `segment` makes of a super-frame against what the kernel's own GSO makes of it.
+"""Compares `segment` with the kernel: both segment the same super-frames.
 
 Usage: ``python -m tests.fuzz.judge [--cases N] [--seed N]``, as root.
 
-A super-frame is written, with its virtio_net_hdr, to one TAP interface. A bridge carries it to another one that has no
-offloads, so the kernel must segment it; what is read there is compared with what each engine gives. And frames that
-`coalesce` merged go the same way, and must come out as they were. Headers are spoiled in every second case.
+A super-frame is written, with its virtio_net_hdr, to one TAP interface. A bridge forwards it to another one without
+offloads, so the kernel must segment it. The frames that are read there are compared with the result of each engine.
+Frames that `coalesce` has merged are sent in the same way, and must arrive as the original frames. In every second case,
+headers are corrupted.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Lab:
         self._marks = 0
 
     def through(self, frames: list[bytes]) -> list[bytes] | None:
-        """What comes out; None if the kernel refuses one of them at once."""
+        """The resulting frames. None if the kernel refuses a frame."""
         refused = False
         for frame in frames:
             try:
@@ -155,7 +156,7 @@ def same(ours: list[bytes], kernels: list[bytes]) -> str:
 
 
 def judge_segment(lab: Lab, random: Random) -> tuple[str, bytes]:
-    """What came of one super-frame: "same", or how it went; and the super-frame."""
+    """The result for one super-frame ("same", or what happened), and the super-frame."""
     made = packet(random, Mode.TAP, random.choice((1, 100, 1448, 3000, 20000, random.randrange(1, 40000))))
     size = random.choice((1, 8, 100, 536, 1000, 1448, random.randrange(1, 3000)))
     if len(made.payload) // size > 400:

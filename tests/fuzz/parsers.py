@@ -1,7 +1,7 @@
 """Every parser in Python, of the library and of the examples, on spoiled input by a seed.
 
-Usage: ``python -m tests.fuzz.parsers [--cases N] [--seed N] [NAME …]``. A parser may return, or raise what it says it
-raises, and nothing else; where there are two engines, both must do the same.
+Usage: ``python -m tests.fuzz.parsers [--cases N] [--seed N] [NAME …]``. A parser may return,
+or raise the exceptions that it documents, and nothing else. Where there are two engines, both must do the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from random import Random
 
 from aiotuntap import InvalidFrameError, Mode, Offload, VnetHeader, _abi
 from aiotuntap._address import Address, split
-from aiotuntap._netlink import messages
+from aiotuntap._netlink import messages, requests
+from aiotuntap._netlink.iproute import parse_address, parse_route
 from aiotuntap._netns import parse_namespace
 from aiotuntap._offload import coalesce as merge_in_python
 from aiotuntap._offload import layout
@@ -33,7 +34,7 @@ from .frames import mutated, packet
 
 @dataclass
 class Parser:
-    """What is called with spoiled input, and what it may raise."""
+    """A function to call with corrupt input, and the exceptions that it may raise."""
 
     seeds: Sequence[bytes]
     call: Callable[[bytes], object]
@@ -72,7 +73,7 @@ def _netlink(data: bytes) -> None:
     for message in messages.split(data):
         messages.index_of(message)
         messages.decode_change(message)
-        messages.decode_route(message)
+        messages.decode_routes(message)
         messages.error_of(message)
 
 
@@ -81,9 +82,10 @@ def _netlink_seeds() -> list[bytes]:
         return bytes(request[:4]) + struct.pack("=H", kind) + bytes(request[6:])
 
     return [
-        as_news(messages.set_link(7, up=True, mtu=1400, name="vpn0"), 16),
-        as_news(messages.new_address(7, ip_interface("10.0.0.1/24")), 20),
-        as_news(messages.new_address(7, ip_interface("fd00::1/64")), 20),
+        as_news(requests.set_link(7, up=True, mtu=1400, name="vpn0"), 16),
+        as_news(requests.new_address(7, parse_address("10.0.0.1/24 brd + metric 7")), 20),
+        as_news(requests.new_address(7, parse_address("fd00::1/64 nodad")), 20),
+        as_news(requests.new_route(7, parse_route("10.1.0.0/16 via 10.0.0.2 src 10.0.0.1 mtu 1400 table 1000")), 24),
     ]
 
 
@@ -123,6 +125,12 @@ def parsers() -> dict[str, Parser]:
         "coalesce, TUN": Parser(runs[Mode.TUN], partial(_coalesce, Mode.TUN), head=400),
         "coalesce, TAP": Parser(runs[Mode.TAP], partial(_coalesce, Mode.TAP), head=400),
         "netlink": Parser(_netlink_seeds(), _netlink, (struct.error, ValueError, OverflowError)),
+        "ip address": Parser(
+            [b"10.0.0.1 peer 10.0.0.2/30 brd + metric 7", b"fd00::1/64 nodad"], _text(parse_address), (ValueError,)
+        ),
+        "ip route": Parser(
+            [b"default via 10.0.0.1 table 7", b"fd00::/8 src fd00::1 mtu 1400"], _text(parse_route), (ValueError,)
+        ),
         "Address": Parser([b"192.0.2.1:51820", b"[fd00::1]:51820", b"[fe80::1%lo]:1"], _text(Address), (ValueError,)),
         "address and port": Parser([b"192.0.2.1:51820", b":51820"], _text(split), (ValueError,)),
         "namespace": Parser([b"blue", b"/proc/1/ns/net"], _text(parse_namespace), (ValueError,)),
@@ -144,7 +152,7 @@ def parsers() -> dict[str, Parser]:
 
 
 def _requests() -> list[bytes]:
-    """What the responder answers."""
+    """The answer of the responder."""
     mac = b"\x02\0\0\0\0\x01"
     ethernet = mac + b"\x02\0\0\0\0\x02"
     arp = (
@@ -155,7 +163,7 @@ def _requests() -> list[bytes]:
 
 
 def _switch(frames: Sequence[bytes], super_frames: Sequence[bytes]) -> dict[str, Parser]:
-    """What reaches the switch from stations, from other machines, and from virtual ones."""
+    """The input of the switch: from stations, from other machines, and from virtual machines."""
     from switch import vxlan
     from switch.core import Core
     from switch.guard import Guard

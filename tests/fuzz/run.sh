@@ -29,7 +29,7 @@ if [ -n "${KEEP-}" ]; then
         2>/dev/null
     rm -f tests/fuzz/corpus/*
     cp "$work"/small/* tests/fuzz/corpus
-    echo "== $(ls tests/fuzz/corpus | wc -l) files in the corpus"
+    echo "== $(find tests/fuzz/corpus -type f | wc -l) files in the corpus"
 fi
 rmdir tests/fuzz/crashes 2>/dev/null || true
 

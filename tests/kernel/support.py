@@ -63,7 +63,7 @@ def ip(*arguments: str, check: bool = True) -> str:
 
 
 def link(name: str, *prefix: str) -> dict[str, Any]:
-    """What ``ip -d -s -j link show`` says: a second opinion on everything."""
+    """The output of ``ip -d -s -j link show``, to compare with."""
     found: list[dict[str, Any]] = json.loads(ip(*prefix, "-d", "-s", "-j", "link", "show", "dev", name))
     return found[0]
 
@@ -74,7 +74,7 @@ def tun_info(name: str, *prefix: str) -> dict[str, Any]:
 
 
 def ipv4(number: int = 0, size: int = 64, destination: str = "10.11.12.13") -> bytes:
-    """An IPv4/UDP packet that nobody answers; the checksum of its header is right."""
+    """An IPv4/UDP packet that no host answers. The checksum of its header is correct."""
     header = bytearray(20)
     header[0], header[8], header[9] = 0x45, 64, 17
     header[2:4] = size.to_bytes(2)
@@ -103,7 +103,7 @@ class PacketPeer:
         self.socket.send(frame)
 
     def receive(self) -> list[bytes]:
-        """What arrived from the interface so far."""
+        """The frames that arrived from the interface so far."""
         got: list[bytes] = []
         while True:
             try:
@@ -197,7 +197,7 @@ def quiet_with_lo_up() -> None:
 
 
 def inside(netns: str | None, work: Callable[[], T]) -> T:
-    """What *work* returns in a namespace, on a thread that ends there; None is this process's own."""
+    """The result of *work* in a namespace, on a thread of its own. None means the namespace of this process."""
     if netns is None:
         return work()
     results: list[T] = []
@@ -230,7 +230,7 @@ def socket_in(
 
 
 def transfer(source: str, target: str, address: str, payload: bytes, seconds: float = 10) -> bytes:
-    """What arrives of *payload*, over TCP from one namespace to an address in another."""
+    """The received part of *payload*, sent over TCP from one namespace to an address in another."""
     listener, client = (socket_in(netns, seconds=seconds) for netns in (target, source))
     with listener, client:
         listener.bind((address, 4000))
@@ -332,7 +332,7 @@ async def until_own(address: str, netns: str | None = None) -> None:
 
 
 def features_on(name: str) -> set[str]:
-    """What ``ethtool -k`` shows as on."""
+    """The features that ``ethtool -k`` shows as on."""
     run = subprocess.run(["ethtool", "-k", name], capture_output=True, text=True, check=True)
     lines = [line.strip().partition(": ") for line in run.stdout.splitlines()]
     return {feature for feature, _, state in lines if state.startswith("on")}
@@ -413,7 +413,7 @@ def has_uso() -> bool:
 
 
 def offered(offload: Offload = Offload.ALL) -> Offload:
-    """What this kernel has of Offload.ALL, or of others, one by one with what each of them needs."""
+    """The flags of Offload.ALL, or of others, that this kernel has. Each is tried with the flags that it needs."""
     steps = {
         Offload.CSUM: Offload.CSUM,
         Offload.TSO4: Offload.CSUM,

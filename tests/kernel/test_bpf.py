@@ -31,7 +31,7 @@ def frame(number: int, field: int = 0, size: int = 60) -> bytes:
 
 
 def take(interface: AsyncTuntap) -> list[list[bytes]]:
-    """What waits on each queue. The kernel queues a frame before the call that sends it returns."""
+    """The frames waiting on each queue. The kernel queues a frame before the sending call returns."""
     taken: list[list[bytes]] = []
     for queue in interface.queues:
         taken.append([])
@@ -163,7 +163,7 @@ async def test_a_filter_drops_cuts_and_goes() -> None:
         assert dropped(interface) == before + 5
 
 
-async def test_a_descriptor_that_is_no_program_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_descriptor_that_is_not_a_program_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     async with tap_with_peer(queues=QUEUES) as (interface, peer):
         with bpf.constant(2) as program:
             await interface.set_steering(program.fileno())
@@ -192,7 +192,7 @@ async def test_a_descriptor_that_is_no_program_changes_nothing(monkeypatch: pyte
         ([bpf.Instruction(0x85, immediate=99999), bpf.EXIT], errno.EINVAL, "invalid func"),
     ],
 )
-def test_a_refused_program_comes_with_what_the_verifier_said(
+def test_a_refused_program_raises_with_the_verifiers_log(
     instructions: list[bpf.Instruction], number: int, says: str
 ) -> None:
     before = os.listdir("/proc/self/fd")

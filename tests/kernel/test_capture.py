@@ -1,4 +1,4 @@
-"""What a capture of real interfaces looks like to tshark, and a disk that fills up."""
+"""Captures of real interfaces as tshark reads them, and a disk that fills up."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHECKS = [f"{protocol}.check_checksum:TRUE" for protocol in ("ip", "tcp", "udp")
 
 
 def tshark(path: Path, *fields: str, only: str = "") -> list[list[str]]:
-    """What tshark reads: one list of fields for each packet. It complains about nothing."""
+    """The fields that tshark reads, one list for each packet. It must not report errors."""
     command = ["tshark", "-n", "-r", str(path), "-T", "fields", "-Y", only]
     for check in CHECKS:
         command += ["-o", check]
@@ -167,7 +167,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_a_disk_that_fills_up(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The file holds whole packets up to that moment, and frames pass as before."""
+    """The file has whole packets up to that moment, and the traffic continues."""
     path = small_disk / "a.pcapng"
     async with tap_with_peer() as (interface, peer), Capture(path) as capture:
         queue = capture.wrap(interface.queues[0])

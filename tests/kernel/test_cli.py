@@ -41,7 +41,7 @@ def listed(*arguments: str) -> dict[str, dict[str, Any]]:
 # -- doctor -----------------------------------------------------------------------------------------------------------
 
 
-def test_doctor_finds_all_well_where_the_tests_run() -> None:
+def test_doctor_finds_no_problem_where_the_tests_run() -> None:
     status, checks = doctor()
     assert status == 0
     needed = {"node", "driver", "create", "multi_queue", "vnet_header", "offload csum", "offload tso4", "offload tso6",
@@ -52,7 +52,7 @@ def test_doctor_finds_all_well_where_the_tests_run() -> None:
     assert all((row["fix"] == "") is (row["ok"] is True) for row in checks.values() if row["ok"] is not None)
 
 
-def test_doctor_in_words() -> None:
+def test_doctor_as_text() -> None:
     run = aiotuntap("doctor")
     assert run.returncode == 0
     assert run.stdout.endswith("\n\nThe demo can run.\n")
@@ -84,7 +84,7 @@ def test_doctor_misses_the_capability() -> None:
 
 
 @needs_root
-def test_doctor_needs_no_right_to_make_namespaces() -> None:
+def test_doctor_works_without_the_right_to_create_namespaces() -> None:
     before = socket.if_nameindex()
     status, checks = doctor(("setpriv", "--bounding-set=-sys_admin"))
     assert status == 0 and checks["create"]["ok"] is True and checks["napi"]["ok"] is True
@@ -115,7 +115,7 @@ def test_doctor_misses_the_node() -> None:
 # -- list -------------------------------------------------------------------------------------------------------------
 
 
-def test_list_of_nothing() -> None:
+def test_list_without_interfaces() -> None:
     assert listed() == {}
     run = aiotuntap("list")
     assert run.returncode == 0 and run.stdout == "No TUN/TAP interfaces in this network namespace.\n"
@@ -187,7 +187,7 @@ async def test_list_of_another_namespace() -> None:
 
 
 @pytest.mark.parametrize("netns", ["no-such-namespace", "/no/such/path", "/proc/self/status"])
-def test_list_of_a_namespace_that_is_none(netns: str) -> None:
+def test_list_of_a_namespace_that_does_not_exist(netns: str) -> None:
     run = aiotuntap("list", "--netns", netns)
     assert run.returncode == 1 and run.stdout == ""
     assert run.stderr.startswith("aiotuntap: ") and netns in run.stderr and "Traceback" not in run.stderr
@@ -202,7 +202,7 @@ def test_wrong_calls_are_explained() -> None:
         assert run.returncode == 2 and "usage: aiotuntap" in run.stderr
 
 
-def test_reader_that_has_seen_enough() -> None:
+def test_a_reader_that_closes_the_pipe() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "aiotuntap", "list"]

@@ -232,7 +232,7 @@ def test_one_line_on_a_terminal(start: Start, loop_option: list[str]) -> None:
 
 
 def _read_until(fd: int, pattern: str) -> str:
-    """What a program writes to its terminal until *pattern* is there; the terminal may give it in pieces."""
+    """The output of a program on its terminal, up to *pattern*. The terminal may deliver it in pieces."""
     shown = ""
     while not re.search(pattern, shown):
         assert select.select([fd], [], [], 10)[0], f"nothing but {shown!r}"

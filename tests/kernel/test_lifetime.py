@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -132,24 +133,25 @@ async def test_what_cannot_be_adopted_stays_the_callers() -> None:
             mine = [node, reading, writing, good, good_too, stranger]
             for fds, error, match in (
                 ([node], SetupError, "not a queue attached"),
-                ([good, reading], SetupError, f"descriptor {reading} is not"),
-                ([good, stranger], SetupError, "different interfaces"),
+                ([good, reading], SetupError, f"descriptor {reading} must be open for both"),
+                ([good, stranger], SetupError, "must belong to one interface"),
                 ([], ValueError, "at least one"),
-                ([good, good], ValueError, "each descriptor once"),
-                (["0"], TypeError, "a number"),
+                ([good, good], ValueError, "must not have a descriptor twice"),
+                (["0"], TypeError, "must be a file descriptor"),
             ):
                 with pytest.raises(error, match=match):
                     await AsyncTuntap.adopt(fds)  # type: ignore[arg-type]
-            for options, match in (
+            wrong: list[tuple[dict[str, Any], str]] = [
                 ({"packet_info": True}, "packet_info=False"),
                 ({"vnet_header": True}, "vnet_header=False"),
                 ({"multi_queue": False}, "multi_queue=True"),
-            ):
+            ]
+            for options, match in wrong:
                 with pytest.raises(SetupError, match=match):
                     await AsyncTuntap.adopt([good], **options)
             for option in ("name", "mode", "queues", "exclusive"):
                 with pytest.raises(TypeError, match=option):
-                    await AsyncTuntap.adopt([good], **{option: 1})
+                    await AsyncTuntap.adopt([good], **{option: 1})  # type: ignore[arg-type]
             for fd in mine:
                 os.fstat(fd)
             assert tun_info(one.name)["numqueues"] == 2
@@ -211,11 +213,11 @@ async def test_configure_ipv6() -> None:
     ("settings", "error", "match"),
     [
         ({"mtu": 70000}, SetupError, "cannot set mtu of '{name}' to 70000"),
-        ({"mtu": -1}, ValueError, "mtu -1"),
-        ({"mtu": "big"}, ValueError, "mtu 'big'"),
-        ({"txqueuelen": 1.5}, ValueError, "txqueuelen 1.5"),
-        ({"mac": "01:00:00:00:00:01"}, SetupError, "cannot set mac of '{name}'"),
-        ({"mac": "0200.0000.0001"}, ValueError, "mac '0200"),
+        ({"mtu": -1}, ValueError, "mtu must be a whole number .*, not -1"),
+        ({"mtu": "big"}, ValueError, "mtu must be a whole number .*, not 'big'"),
+        ({"txqueuelen": 1.5}, ValueError, "txqueuelen must be a whole number .*, not 1.5"),
+        ({"mac": "01:00:00:00:00:01"}, ValueError, "mac must not be a multicast address"),
+        ({"mac": "0200.0000.0001"}, ValueError, "mac must be six bytes .*, not '0200.0000.0001'"),
         ({"addresses": ["10.0.0.1/33"]}, ValueError, "address '10.0.0.1/33'"),
         ({"addresses": "10.0.0.1/24"}, TypeError, "a list of strings"),
     ],
@@ -283,7 +285,7 @@ async def test_threads_stay_where_they_are() -> None:
     assert not moved
 
 
-async def test_a_namespace_that_is_none(tmp_path: object) -> None:
+async def test_a_path_that_is_not_a_namespace(tmp_path: object) -> None:
     path = f"{tmp_path}/file"
     with open(path, "w"):
         pass

@@ -19,6 +19,7 @@ import pytest
 from aiotuntap import AsyncTuntap, DeviceGoneError, SetupError
 from aiotuntap._netlink import link as _link
 from aiotuntap._netlink import messages as _messages
+from aiotuntap._netlink import requests as _requests
 from aiotuntap._netlink import socket as _socket
 from aiotuntap._netlink.socket import RouteError, RouteSocket
 from aiotuntap.testing import example_frame
@@ -88,7 +89,7 @@ async def test_tun_flags_as_sysfs_would_show_them() -> None:
         assert flags & 0x4000 and not flags & 0x1000 and flags & 1
 
 
-async def test_link_of_what_was_deleted() -> None:
+async def test_link_of_a_deleted_interface() -> None:
     async with tap() as interface:
         ip("link", "del", interface.name)
         with pytest.raises(DeviceGoneError):
@@ -133,7 +134,7 @@ async def test_ipv6_routes() -> None:
         "10.0.0.0/8 metric x",
     ],
 )
-async def test_routes_that_make_no_sense(route: str) -> None:
+async def test_invalid_routes(route: str) -> None:
     async with tun() as interface:
         with pytest.raises(ValueError, match="route"):
             await interface.configure(routes=[route], mtu=1000)
@@ -153,10 +154,13 @@ async def test_master() -> None:
         async with tap() as interface:
             await interface.configure(master=bridge)
             assert link(interface.name)["master"] == bridge
-            assert (await interface.link()).master == link(bridge)["ifindex"]
+            assert (await interface.link()).master == bridge
             await interface.configure(master="")
             assert "master" not in link(interface.name) and (await interface.link()).master is None
-            with pytest.raises(SetupError, match="cannot set master of .* to 'nobr0': no such interface") as caught:
+            with pytest.raises(
+                SetupError,
+                match="cannot set master of .* to 'nobr0': no such interface .*'ip link add nobr0 type bridge'",
+            ) as caught:
                 await interface.configure(master="nobr0")
             assert caught.value.errno == errno.ENODEV
     finally:
@@ -179,7 +183,9 @@ async def test_name() -> None:
         for wrong in ("", "x" * 16, "a%d", "a/b"):
             with pytest.raises(ValueError, match="name"):
                 await interface.configure(name=wrong)
-        with pytest.raises(SetupError, match="cannot set name of .* to lo: File exists"):
+        with pytest.raises(
+            SetupError, match="cannot set name of .* to lo: File exists; another interface has this name"
+        ):
             await interface.configure(name="lo")
 
 
@@ -237,10 +243,10 @@ def test_an_interrupted_dump_is_repeated(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(RouteSocket, "ask", ask)
     with RouteSocket(None) as route:
-        (answer,) = route.dump(_messages.dump_addresses())
+        (answer,) = route.dump(_requests.dump_addresses())
         assert answer.body == b"\3"
         with pytest.raises(SetupError, match="changes all the time"):
-            route.dump(_messages.dump_addresses())
+            route.dump(_requests.dump_addresses())
 
 
 async def test_links_are_found_while_others_come_and_go() -> None:
@@ -357,7 +363,7 @@ async def test_renamed_while_it_looks(fresh: bool) -> None:
 
 
 async def test_another_interface_took_the_name_meanwhile() -> None:
-    """What was found by name must still be the own interface before it is changed."""
+    """An interface that was found by name must still be our own before it is changed."""
     async with AsyncTuntap(unique(), mode="tap") as interface, AsyncTuntap(unique(), mode="tap") as stranger:
         old = interface.name
         ip("link", "set", old, "name", unique("new"))
@@ -397,7 +403,7 @@ async def test_deleted_while_it_is_configured(monkeypatch: pytest.MonkeyPatch) -
             await interface.configure(mtu=1234)
 
 
-async def test_what_is_so_already_is_not_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_values_that_are_set_already_are_not_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
     bridge = unique("br")
     ip("link", "add", bridge, "type", "bridge")
     try:
@@ -421,7 +427,7 @@ async def test_what_is_so_already_is_not_set_again(monkeypatch: pytest.MonkeyPat
         ip("link", "del", bridge)
 
 
-async def test_ipv6_that_is_so_already_is_not_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ipv6_settings_are_not_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async with AsyncTuntap(unique(), mode="tun") as interface:
         turn_on_ipv6(interface.name)
         wanted: dict[str, Any] = {
@@ -435,7 +441,7 @@ async def test_ipv6_that_is_so_already_is_not_set_again(monkeypatch: pytest.Monk
             await interface.configure(routes=["fd00:52::/48 metric 1024"])  # the kernel's own metric
 
 
-async def test_a_route_to_where_another_interface_has_one() -> None:
+async def test_a_route_that_another_interface_has() -> None:
     """EEXIST of another route is no reason to do without this one."""
     async with tun() as one, tap() as other:
         await other.configure(addresses=["10.81.0.1/24"])
@@ -444,7 +450,7 @@ async def test_a_route_to_where_another_interface_has_one() -> None:
         assert "10.82.0.0/16" in [each["dst"] for each in routes(other.name)]
 
 
-async def test_no_such_device_that_is_not_about_the_interface() -> None:
+async def test_enodev_for_another_interface() -> None:
     """An MTU below 1280 takes IPv6 off an interface, and the kernel then calls it no such device."""
     async with AsyncTuntap(unique(), mode="tun") as interface:
         turn_on_ipv6(interface.name)

@@ -63,7 +63,7 @@ async def test_opening_cancelled_on_every_iteration(delay: float) -> None:
     assert not exists(name)
 
 
-async def test_closing_cancelled_on_every_iteration_closes_all_the_same() -> None:
+async def test_closing_cancelled_on_every_iteration_still_closes() -> None:
     for close in ("aclose", "remove_queues", "queue"):
         interface = await AsyncTuntap(unique(), mode="tap", queues=2).open()
         queue = interface.queues[0]

@@ -1,4 +1,4 @@
-"""A real limit of memory: frames are handed out, or counted, and nobody waits for ever."""
+"""With a real memory limit, every frame is delivered or counted, and no task waits for ever."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The life of a queue against a model of it: open, enabled or not, up or down, gone, closed; its frames and who waits.
 
 The model is a list of frames that were sent and not read yet, a line of readers, and four flags. Hypothesis chooses the
-steps, and makes the run shorter when a step does what the model does not say. Each step runs on a loop that the machine
+steps, and shortens the run when a step differs from the model. Each step runs on an event loop that the state machine
 keeps, and ends when the loop has nothing left to do.
 """
 
@@ -109,11 +109,11 @@ class Life(RuleBasedStateMachine):
 
     @property
     def ended(self) -> type[Exception] | None:
-        """What reading raises when there is no frame left, and writing at once."""
+        """The error of reading when no frame is left, and of writing at once."""
         return QueueClosedError if self.closed else DeviceGoneError if self.gone else None
 
     def _take(self, frames: list[bytes]) -> None:
-        """Somebody read these."""
+        """Records that these frames were read."""
         assert frames == self.waiting[: len(frames)]
         del self.waiting[: len(frames)]
         self.read += len(frames)
@@ -337,7 +337,7 @@ class Life(RuleBasedStateMachine):
 
 
 class Ended(StopAsyncIteration, Exception):
-    """What an ``async for`` ends with, in a task."""
+    """How an ``async for`` ends, in a task."""
 
 
 @pytest.mark.timeout(300)  # to make a failure shorter takes a while

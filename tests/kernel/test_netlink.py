@@ -9,17 +9,20 @@ import errno
 import gc
 import os
 import resource
+import struct
 import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import uvloop
 
 import aiotuntap
 from aiotuntap import AsyncTuntap, SetupError
+from aiotuntap._netlink.socket import RouteSocket
 
 from .support import ip, named_netns, needs_root, tap, unique
 from .test_ownership import as_nobody, open_node
@@ -37,7 +40,7 @@ def _imports(source: Path) -> Iterator[str]:
             yield node.module
 
 
-def test_only_the_room_for_netlink_imports_pyroute2() -> None:
+def test_only_the_netlink_folder_imports_pyroute2() -> None:
     importers = {
         source.relative_to(PACKAGE).parts[0]
         for source in PACKAGE.rglob("*.py")
@@ -46,10 +49,10 @@ def test_only_the_room_for_netlink_imports_pyroute2() -> None:
     assert importers == {"_netlink"}
 
 
-def test_pyroute2_stays_behind_the_messages() -> None:
+def test_pyroute2_stays_behind_the_requests() -> None:
     room = PACKAGE / "_netlink"
     importers = {source.name for source in room.glob("*.py") if any("pyroute2" in name for name in _imports(source))}
-    assert importers == {"messages.py"}
+    assert importers == {"requests.py"}
 
 
 @contextlib.contextmanager
@@ -158,3 +161,15 @@ def test_an_interface_that_went_where_its_owner_cannot_see(open_node: str) -> No
         for fd in (told, ready, moved, go):
             os.close(fd)
         assert answer.startswith("SetupError") and "takes CAP_NET_ADMIN there" in answer, answer
+
+
+def test_a_list_that_the_kernel_could_not_finish() -> None:
+    """It tells so in the message that ends the list, which is then not the whole list."""
+    # NLMSG_DONE with NLM_F_MULTI, for the first request.
+    answer = struct.pack("=IHHIIi", 20, 3, 2, 1, 0, -errno.ENOMEM)
+    with RouteSocket(None) as route, contextlib.closing(route._socket):
+        told = SimpleNamespace(sendto=lambda *_: None, recv=lambda _: answer, close=lambda: None)
+        route._socket = told  # type: ignore[assignment]
+        with pytest.raises(SetupError, match="cannot list interfaces, addresses or routes: .*memory") as caught:
+            route.addresses()
+        assert caught.value.errno == errno.ENOMEM

@@ -432,7 +432,7 @@ def near_the_limits(mode: Mode) -> Iterator[tuple[Packet, list[int]]]:
 @pytest.mark.parametrize("napi", [False, True])
 @pytest.mark.parametrize("mode", Mode)
 async def test_the_kernel_takes_whatever_is_merged(mode: Mode, napi: bool) -> None:
-    """And whatever it would refuse merged goes frame by frame."""
+    """Frames that the kernel would refuse merged are written one by one."""
     async with AsyncTuntap(unique(), mode=mode, vnet_header=True, offload=ALL, napi=napi) as interface:
         await interface.configure(up=True)
         (queue,) = interface.queues
@@ -460,7 +460,7 @@ async def test_the_kernel_takes_whatever_is_merged(mode: Mode, napi: bool) -> No
     ("there", "asked", "match"),
     [
         ({}, {"offload": ALL}, "vnet_header=False, and offloads need a header"),
-        ({"offload": ALL}, {}, "vnet_header=True: open it so"),
+        ({"offload": ALL}, {}, "vnet_header=True: open it with vnet_header=True, or remove"),
         ({"vnet_header": True, "offload": ALL | TUNNEL}, {"offload": ALL}, "headers of 24 bytes, and these .* need 10"),
     ],
 )

@@ -31,7 +31,7 @@ _ = _configure, _diagnosis, _link, uvloop
 
 @pytest.fixture
 def open_node() -> Iterator[str]:
-    """A node that everybody may open, whatever the mode of the machine's own."""
+    """A node that every user may open, independent of the machine's own node."""
     folder = Path(tempfile.mkdtemp(prefix="aiotuntap-"))
     folder.chmod(0o755)
     node = folder / "tun"
@@ -244,7 +244,7 @@ async def test_owner_and_group_by_name_or_number() -> None:
 
 
 @pytest.mark.parametrize("wrong", [1 << 40, -5, 0xFFFFFFFF, True, 1.0, None])
-async def test_an_owner_or_group_that_cannot_be(wrong: Any) -> None:
+async def test_an_invalid_owner_or_group(wrong: Any) -> None:
     async with AsyncTuntap(unique(), mode="tap") as interface:
         for change in (interface.set_owner, interface.set_group):
             with pytest.raises((TypeError, ValueError), match="must be a number"):

@@ -1,4 +1,4 @@
-"""Second opinions that nobody here wrote: iperf3's TCP, tcpdump's eyes, ping's checksums."""
+"""Tests with independent programs: iperf3 (TCP), tcpdump, and ping (checksums)."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ async def test_adding_is_all_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("count", [0, -1])
-async def test_how_many_must_make_sense(count: int) -> None:
+async def test_invalid_counts(count: int) -> None:
     async with tap() as interface:
         with pytest.raises(ValueError, match="at least 1"):
             await interface.add_queues(count)
@@ -114,7 +114,7 @@ async def test_removing_refuses_what_is_not_its_own_before_it_closes_anything() 
         await one.aclose()
         for wrong, match in (
             ((two, one), "closed already"),
-            ((two, *other.queues), "another interface"),
+            ((two, *other.queues), f"is not a queue of '{interface.name}'"),
             ((two, two), "twice"),
         ):
             with pytest.raises(ValueError, match=match):
@@ -190,7 +190,7 @@ async def test_one_failing_close_does_not_keep_the_others_open(monkeypatch: pyte
                 raise OSError(errno.EIO, "made to fail")
 
         monkeypatch.setattr(os, "close", close)
-        with pytest.raises(ExceptionGroup, match="did not close cleanly"):
+        with pytest.raises(ExceptionGroup, match="closing some descriptors failed"):
             await interface.remove_queues(*queues)
         monkeypatch.undo()
         assert all(queue.closed for queue in queues) and len(interface.queues) == 1
@@ -390,7 +390,7 @@ async def test_enabling_after_deletion() -> None:
         assert not interface.queues[0].enabled and not interface.queues[1].enabled
 
 
-async def test_hundreds_of_queues_one_after_another_leave_no_trace() -> None:
+async def test_hundreds_of_queues_leave_nothing_behind() -> None:
     async with tap() as interface:
         await interface.remove_queues(*await interface.add_queues())
         await settle()

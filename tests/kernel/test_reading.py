@@ -265,7 +265,7 @@ async def test_the_largest_packet_of_a_tun_comes_whole(mtu: int) -> None:
             assert await peer.read_frame() == packet
 
 
-async def test_an_mtu_raised_behind_our_back_truncates_nothing() -> None:
+async def test_an_mtu_raised_by_another_program_truncates_nothing() -> None:
     async with tap_with_peer() as (interface, peer):
         ip("link", "set", interface.name, "mtu", "40000")
         peer.send(example_frame(5, 40014))
@@ -417,7 +417,7 @@ def test_the_read_size_holds_the_largest_frame(options: dict[str, Any]) -> None:
 
 
 async def test_an_unexpected_error_ends_the_queue_and_is_kept() -> None:
-    """Whatever the kernel may come up with: it is reported with its errno, and the loop does not spin over it."""
+    """An unexpected error of the kernel is reported with its errno, and the loop does not spin."""
     async with tap_with_peer() as (interface, peer):
         (queue,) = interface.queues
         waiting = asyncio.ensure_future(queue.read_frame())
@@ -481,7 +481,7 @@ async def test_an_exception_in_the_middle_of_a_batch_loses_no_frame() -> None:
         assert queue.stats.frames_read == len(sent)
 
 
-async def test_what_keeps_frames_from_flowing_again_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_to_resume_reading_loses_no_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     async with tap_with_peer(read_buffer=(2, 0)) as (interface, peer):
         (queue,) = interface.queues
         sent = [example_frame(number) for number in range(6)]

@@ -20,7 +20,7 @@ def slow_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lines(caught: pytest.WarningsRecorder) -> list[str]:
-    """What stands in this file where the warnings point."""
+    """The lines of this file to which the warnings point."""
     assert {each.filename for each in caught} <= {__file__}
     return [linecache.getline(__file__, each.lineno).strip() for each in caught]
 

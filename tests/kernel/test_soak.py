@@ -27,7 +27,7 @@ def test_a_seed_is_a_session() -> None:
     assert {name for name, _ in plan(1, 2000, "asyncio", "C").steps} == set(STEPS)
 
 
-def test_the_kernel_makes_the_same_of_super_frames() -> None:
+def test_the_kernel_segments_super_frames_alike() -> None:
     outcomes, examples = judge.run(cases=1200, seed=1)
     for (name, what), number in outcomes.items():
         assert judge.is_explained(what), f"{name}, {number} times: {what}, for example {examples[name, what].hex()}"

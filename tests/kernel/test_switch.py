@@ -63,7 +63,7 @@ class Example:
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
     def ask(self, *arguments: str) -> Any:
-        """What the other command says, for scripts."""
+        """The JSON output of the ``ctl`` command."""
         run = self.ctl("--json", *arguments)
         assert (run.returncode, run.stderr) == (0, "")
         return json.loads(run.stdout)
@@ -272,7 +272,7 @@ def reaches(sender: Station, sent: bytes, *others: Station) -> list[bool]:
 # -- traffic of real stations ------------------------------------------------------------------------------------------
 
 
-def test_everyone_finds_and_pings_everyone(start: Start, spaces: list[str]) -> None:
+def test_all_stations_ping_each_other(start: Start, spaces: list[str]) -> None:
     settings = {"all/disable_ipv6": 0, "default/disable_ipv6": 0, "default/accept_dad": 0}  # no search for duplicates
     for netns in spaces:
         command = "; ".join(f"echo {value} > /proc/sys/net/ipv6/conf/{name}" for name, value in settings.items())
@@ -411,7 +411,7 @@ def test_ends_when_no_port_is_left(start: Start, spaces: list[str]) -> None:
     assert (status, out.count("port ")) == (1, 3)
     assert sorted(err.splitlines()) == [
         *sorted(f"port {port} is gone" for port in ports(spaces)),
-        "python -m examples.switch: no port is left",
+        "python -m examples.switch: all ports are gone",
     ]
 
 
@@ -526,7 +526,7 @@ def test_ports_come_and_go_while_it_runs(start: Start, spaces: list[str], tmp_pa
     assert example.wait()[::2] == (0, "")
 
 
-def test_in_words(start: Start, spaces: list[str]) -> None:
+def test_ctl_as_text(start: Start, spaces: list[str]) -> None:
     one, two, _ = ports(spaces)
     example = start(one, two, "--static", f"02:00:00:00:00:01/7={two}")
     give_addresses(spaces[:2])
@@ -601,7 +601,10 @@ async def test_only_descriptors_of_ports_are_taken_and_stay_the_callers(tmp_path
         tap(vnet_header=True, multi_queue=False) as good,
     ):
         with open("/dev/null", "rb") as file:
-            for fd, complaint in ((file.fileno(), "not a descriptor"), (plain.queues[0].fileno(), "vnet_header=True")):
+            for fd, complaint in (
+                (file.fileno(), "must be that of a TAP"),
+                (plain.queues[0].fileno(), "vnet_header=True"),
+            ):
                 with pytest.raises(ValueError, match=complaint):
                     await switch.adopt(fd, "port")
         before = os.listdir("/proc/self/fd")
@@ -609,7 +612,7 @@ async def test_only_descriptors_of_ports_are_taken_and_stay_the_callers(tmp_path
             await switch.adopt(good.queues[0].fileno(), "port", capture=str(tmp_path))
         assert os.listdir("/proc/self/fd") == before and good.queues[0].enabled and not switch.ports
         assert await switch.adopt(good.queues[0].fileno(), "port") == "port"
-        with pytest.raises(ValueError, match="there already"):
+        with pytest.raises(ValueError, match="already exists"):
             await switch.adopt(good.queues[0].fileno(), "port")
         await switch.remove("port")
         assert good.queues[0].enabled
@@ -638,7 +641,9 @@ def test_a_loop_is_blocked_and_the_others_go_on(start: Start, spaces: list[str])
             time.sleep(0.01)
         line = example.line(example.process.stderr)
     blocked = line.split()[1]
-    assert blocked in (looped, ports(spaces)[2]) and line.startswith(f"port {blocked} is blocked for 30 s: ")
+    assert blocked in (looped, ports(spaces)[2]) and line.startswith(
+        f"port {blocked} is blocked for 30 s, because there is a loop"
+    )
     time.sleep(0.3)
     assert example.idle_share() < 0.1, "nothing goes round any more"
     states = {row["name"]: row["blocked"] for row in example.ask("ports")}
@@ -647,7 +652,7 @@ def test_a_loop_is_blocked_and_the_others_go_on(start: Start, spaces: list[str])
     ping(spaces[1], "10.30.0.1")
 
 
-def test_a_storm_of_broadcasts_is_limited(start: Start, spaces: list[str]) -> None:
+def test_a_broadcast_storm_is_limited(start: Start, spaces: list[str]) -> None:
     example = start(*ports(spaces), "--flood-limit", "50")
     give_addresses(spaces[:2])
     ping(spaces[0], "10.30.0.2")

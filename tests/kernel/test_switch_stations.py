@@ -1,4 +1,4 @@
-"""Whatever lives in a lab, at the ports of the switch example: DHCP, a virtual machine, rootless containers."""
+"""Different stations at the ports of the switch example: DHCP, a virtual machine, rootless containers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def child(command: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 @contextmanager
 def dhcp_server(netns: str, leases: Path) -> Iterator[None]:
-    """Gives 10.30.0.100 and more to whoever asks at the port."""
+    """A DHCP server at the port, with addresses from 10.30.0.100 on."""
     ip("-n", netns, "address", "add", "10.30.0.1/24", "dev", PORT)
     options = [
         "no-daemon", "conf-file=/dev/null", "port=0", f"interface={PORT}", "bind-interfaces", "leasefile-ro", "pid-file=",

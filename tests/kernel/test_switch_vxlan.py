@@ -153,8 +153,8 @@ def inside_netstat(netns: str) -> list[str]:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_what_is_too_large_for_the_way_is_cut_or_told(version: int) -> None:
-    """The stations believe that 1500 bytes fit. TCP gets through all the same, and the rest is dropped and told once."""
+def test_frames_over_the_path_mtu_are_cut_or_reported(version: int) -> None:
+    """The stations use an MTU of 1500 bytes. TCP still works; other frames are dropped, and reported once."""
     with machines(2, version) as (here, there), switch(here, there, mtu=1500) as example, kernel_vxlan(there, here):
         assert ping(example.station, "10.50.0.2")
         with iperf_server(there.netns):
@@ -163,7 +163,7 @@ def test_what_is_too_large_for_the_way_is_cut_or_told(version: int) -> None:
         largest = 1450 if version == 4 else 1430
         line = example.line(example.process.stderr)
         assert line.startswith(
-            f"port vxlan{VNI}: a frame of 1492 bytes, and {largest + 14} at most to {there.address};"
+            f"port vxlan{VNI}: to {there.address}, a frame must have at most {largest + 14} bytes, not 1492;"
         )
         assert line.endswith(f"set the MTU of the stations to {largest} or less\n")
         assert not ping(example.station, "10.50.0.2", "-s", "1450", "-W", "1")
@@ -171,7 +171,7 @@ def test_what_is_too_large_for_the_way_is_cut_or_told(version: int) -> None:
         assert uplink_of(example)["dropped"] >= 2
         assert inside_netstat(here.netns) == ["FragCreates 0"]
         example.process.terminate()
-        assert example.wait()[2] == "", "told once"
+        assert example.wait()[2] == "", "it was reported once"
 
 
 def test_three_machines_and_one_that_goes_away_and_comes_back() -> None:

@@ -77,7 +77,7 @@ async def test_an_interface_of_the_same_name_in_another_namespace_is_another_one
             assert other["queues"] is None
 
 
-def test_an_interface_that_nobody_holds_in_words() -> None:
+def test_the_text_for_an_interface_without_holders() -> None:
     name = unique()
     ip("tuntap", "add", "mode", "tap", "name", name)
     try:

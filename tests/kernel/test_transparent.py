@@ -67,7 +67,7 @@ UDP_SEGMENT, UDP_GRO, ETH_P_ALL, ETH_P_IP, SOL_PACKET, PACKET_VNET_HDR = 103, 10
 KERNEL = {4: "10.0.0.2", 6: "fd00::2"}
 BEYOND = {4: "10.0.0.1", 6: "fd00::1"}
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-MODES = pytest.mark.parametrize("mode", ["tun", "tap"])
+MODES = pytest.mark.parametrize("mode", list(Mode))
 
 
 @asynccontextmanager
@@ -75,7 +75,7 @@ async def transparent(
     mode: str = "tun", *, ipv6: bool = False, **options: Any
 ) -> AsyncIterator[tuple[AsyncTuntap, TuntapQueue]]:
     """An interface on which the kernel is 10.0.0.2 and fd00::2, with a way to 10.0.0.1 and fd00::1."""
-    async with AsyncTuntap(unique(), mode=mode, **{"offload": Offload.ALL, **options}) as interface:
+    async with AsyncTuntap(unique(), mode=Mode(mode), **{"offload": Offload.ALL, **options}) as interface:
         if ipv6:
             turn_on_ipv6(interface.name)
         addresses = [f"{KERNEL[4]}/24"] + [f"{KERNEL[6]}/64"] * ipv6
@@ -197,7 +197,7 @@ def udp(mode: str = "tun", **fields: Any) -> Packet:
 
 
 def tcpdump(frames: list[bytes], mode: str) -> str:
-    """What tcpdump says about frames."""
+    """The output of tcpdump for these frames."""
     file = io.BytesIO()
     writer = dpkt.pcap.Writer(
         file, snaplen=_abi.READ_SIZE, linktype=dpkt.pcap.DLT_RAW if mode == "tun" else dpkt.pcap.DLT_EN10MB
@@ -214,7 +214,7 @@ def tcpdump(frames: list[bytes], mode: str) -> str:
 
 
 @MODES
-async def test_what_the_kernel_sends_as_one_comes_as_frames_for_any_wire(mode: str) -> None:
+async def test_super_frames_from_the_kernel_are_read_as_plain_frames(mode: str) -> None:
     async with transparent(mode, ipv6=True) as (interface, queue):
         async with asyncio.timeout(20):
             for version in (4, 6):
@@ -235,7 +235,7 @@ async def test_what_the_kernel_sends_as_one_comes_as_frames_for_any_wire(mode: s
 
 
 async def transfer(payload: bytes, version: int, netns: str) -> bytes:
-    """What a TCP server in the namespace gets of *payload* from a client in this one."""
+    """The part of *payload* that a TCP server in the namespace receives from a client in this one."""
     loop = asyncio.get_running_loop()
     listener = inside(netns, lambda: socket.socket(FAMILY[version], socket.SOCK_STREAM))
     with listener, socket.socket(FAMILY[version], socket.SOCK_STREAM) as client:
@@ -265,7 +265,7 @@ async def forward(here: TuntapQueue, there: TuntapQueue, seen: list[bytes]) -> N
 
 
 @MODES
-async def test_streams_of_every_kind_between_two_interfaces(mode: str) -> None:
+async def test_streams_of_every_kind_between_two_interfaces(mode: Mode) -> None:
     """From a kernel that sends super-frames to one that takes them, and what goes between is fit for any wire."""
     there: list[bytes] = []
     back: list[bytes] = []
@@ -499,7 +499,7 @@ def merges(packet: Packet) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_kind_that_the_kernel_does_not_take_merged_is_merged_no_more(kind: str) -> None:
+async def test_a_kind_that_the_kernel_refuses_merged_is_not_merged_again(kind: str) -> None:
     gso_type, packet = KINDS[kind]
     version = packet.version
     frames = build(row(packet, 10))
@@ -573,7 +573,7 @@ async def test_writing_without_waiting_takes_what_stands_in_front() -> None:
         assert queue.stats.frames_written == 10 * 3 + 9 + 10 and queue.stats.frames_refused == 1
 
 
-async def test_a_kind_that_is_refused_without_waiting_is_merged_no_more() -> None:
+async def test_a_kind_that_is_refused_by_nowait_is_not_merged_again() -> None:
     frames = build(row(Packet(), 10))
     async with transparent() as (_, queue):
         offered = inject(queue, judge=lambda data: errno.EINVAL if data[1] else 0)
@@ -631,7 +631,7 @@ async def test_the_frames_of_a_refused_super_frame_arrive_in_order() -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EMSGSIZE, errno.EFAULT])
-async def test_a_super_frame_refused_for_one_of_its_frames_is_no_reason_to_stop_merging(number: int) -> None:
+async def test_a_super_frame_with_one_bad_frame_does_not_stop_merging(number: int) -> None:
     packets = row(udp(), 20)
     bad = packets[13].payload
     async with transparent() as (_, queue):
@@ -648,7 +648,7 @@ async def test_a_super_frame_refused_for_one_of_its_frames_is_no_reason_to_stop_
 
 
 async def test_the_link_going_down_on_the_way_through_a_refused_super_frame() -> None:
-    """What was written one by one before that is not said to be left."""
+    """Frames that were written one by one before are not reported as not written."""
     frames = build(row(udp(), 20))
     async with transparent() as (_, queue):
         last = frames[7]
@@ -665,7 +665,7 @@ async def test_the_link_going_down_on_the_way_through_a_refused_super_frame() ->
         assert queue.stats.frames_written == 7
 
 
-# -- frames from the kernel that do not hold together ------------------------------------------------------------------
+# -- invalid frames from the kernel --------------------------------------------------------------------------------------
 
 BROKEN = [
     struct.pack("=BBHHHH", 1, 0, 0, 0, 60_000, 6),  # a checksum outside
@@ -679,7 +679,7 @@ BROKEN = [
 ]
 
 
-async def test_frames_that_do_not_hold_together_are_dropped_and_counted() -> None:
+async def test_invalid_frames_are_dropped_and_counted() -> None:
     """Those between them come in order, super-frames or not, with each way of reading."""
     headers = itertools.cycle(BROKEN)
 
@@ -718,7 +718,7 @@ async def test_frames_that_do_not_hold_together_are_dropped_and_counted() -> Non
         assert queue.stats.frames_read == 100 - 2 + 100
 
 
-async def test_a_reader_waits_on_through_frames_that_do_not_hold_together() -> None:
+async def test_a_reader_keeps_waiting_after_invalid_frames() -> None:
     broken = True
     async with transparent() as (interface, queue):
         inject(queue, change=lambda data: BROKEN[0] + data[10:] if broken else data)
@@ -832,7 +832,7 @@ async def test_never_more_than_the_limit(high: int) -> None:
 
 
 async def test_super_frames_are_read_up_to_the_limit_and_not_cut_in_two() -> None:
-    """Whoever writes the halves could merge each of them alone only."""
+    """If the halves were written separately, only each half could be merged."""
     async with transparent(read_buffer=1) as (_, queue):
         with SuperFrames(queue) as sock:
             for start in range(0, 200, 10):
@@ -883,7 +883,7 @@ async def test_readers_are_served_in_turn() -> None:
 
 
 async def test_deleted_after_a_super_frame_was_read() -> None:
-    """What it was cut into is still handed out."""
+    """The frames of the super-frame are still returned."""
     async with transparent() as (interface, queue):
         reader = asyncio.ensure_future(queue.read_frame())
         await settle()
@@ -965,7 +965,9 @@ async def test_a_wrong_type_is_named_and_what_stood_before_it_is_written() -> No
         with Datagrams() as receiver:
             wrongs: list[Any] = ["text", 7, None, [b"", "text"]]
             for wrong in wrongs:
-                with pytest.raises(TypeError, match="a frame is a bytes-like object, or a list or tuple") as caught:
+                with pytest.raises(
+                    TypeError, match="a frame must be a bytes-like object, or a list or tuple"
+                ) as caught:
                     await queue.write_frames([*frames[:3], b"", wrong, *frames[3:]])
                 assert caught.value.__notes__ == [
                     "4 of 8 frames were not written; the first is number 4",
@@ -985,7 +987,7 @@ async def test_a_wrong_type_is_named_and_what_stood_before_it_is_written() -> No
 
 @MODES
 async def test_single_frames_that_are_refused(mode: str) -> None:
-    wrong = {b"": "a frame of 0 bytes", bytes(65_536 + 22): "a frame of 65558 bytes"}
+    wrong = {b"": "on this interface, not 0:", bytes(65_536 + 22): "on this interface, not 65558:"}
     wrong[bytes(13) if mode == "tap" else b"\x75" + bytes(39)] = "the kernel refuses the frame"
     async with transparent(mode) as (_, queue):
         for frame, why in wrong.items():
@@ -1004,7 +1006,7 @@ async def test_the_largest_frames_are_those_without_offloads() -> None:
         plain = AsyncTuntap(mode=mode)._interface.options.max_frame
         async with transparent(mode) as (_, queue):
             with pytest.raises(
-                InvalidFrameError, match=f"{plain + 1} bytes: on this interface it must have 1 to {plain}"
+                InvalidFrameError, match=f"must have 1 to {plain} bytes on this interface, not {plain + 1}"
             ):
                 await queue.write_frame(bytes(plain + 1))
             await queue.write_frame(b"\x45" * plain)
@@ -1069,7 +1071,7 @@ async def congested() -> AsyncIterator[tuple[AsyncTuntap, TuntapQueue, str]]:
 
 
 async def test_a_full_send_buffer_makes_a_batch_wait_and_nothing_is_lost() -> None:
-    """Super-frames too, in order, through whatever the bridge and the bucket make of them."""
+    """Super-frames too, in order, also if the bridge and the token bucket filter segment them."""
     packets = row(udp("tap", destination=9, fragment=0x4000), 150, 1000)
     async with congested() as (_, queue, beyond):
         with PacketPeer(beyond, 0x0800) as peer:
@@ -1185,7 +1187,7 @@ async def test_plain_frames_pass_through_the_receive_offload_of_the_kernel() -> 
         assert queue.stats.super_frames_written == 0 and queue.stats.frames_written == 20
 
 
-async def test_a_queue_of_several_is_as_good_as_one() -> None:
+async def test_a_queue_of_several_behaves_like_a_single_one() -> None:
     """Four queues, each with its own flow, both ways."""
     packets = [row(udp(source_port=40000 + number), 10) for number in range(4)]
     async with transparent(queues=4) as (interface, _):

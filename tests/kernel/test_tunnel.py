@@ -178,7 +178,7 @@ def test_a_peer_that_is_not_there_yet(spaces: list[str], start: Start, loop_opti
     finish(early)
 
 
-def test_no_way_to_the_peer_for_a_while(spaces: list[str], start: Start, loop_option: list[str]) -> None:
+def test_no_route_to_the_peer_for_a_while(spaces: list[str], start: Start, loop_option: list[str]) -> None:
     ip("-n", spaces[0], "link", "set", "out", "down")
     one = start(0, *loop_option)
     start(1, *loop_option)

@@ -1,4 +1,4 @@
-"""`UdpStream` against the kernel's own sockets: batches, segmentation and its absence, addresses, errors, the end."""
+"""`UdpStream` against plain sockets: batches, with and without segmentation, addresses, errors, closing."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ from aiotuntap import (
     PacketStream,
     QueueClosedError,
     SetupError,
+    udp,
 )
 from aiotuntap._datagrams import SOL_UDP, UDP_GRO, UDP_SEGMENT
 from aiotuntap._engine import NATIVE, PYTHON
+from aiotuntap._netns import Namespace
+from aiotuntap._udp_socket import SocketOptions, make_socket
 from aiotuntap.testing import check_packet_stream
 from aiotuntap.udp import Address, UdpStream
 
@@ -153,7 +156,7 @@ async def test_any_sender_may_send_several_in_one_message() -> None:
             assert await read_all(stream, 3) == [b"ab" * 100, b"cd" * 100, b"e"]
 
 
-async def test_neither_where_it_was_not_asked_for() -> None:
+async def test_without_gso_and_gro_every_datagram_is_one_message() -> None:
     async with pair(gso=False, gro=False) as (left, right):
         sent = [bytes([number]) * 900 for number in range(100)]
         await left.write_frames(sent)
@@ -187,7 +190,7 @@ async def test_what_is_not_a_datagram() -> None:
 async def test_the_largest_datagram_and_one_more(host: str) -> None:
     largest = 65507 if host == "127.0.0.1" else 65527
     async with pair(host) as (left, right):
-        with pytest.raises(InvalidFrameError, match=f"{largest + 1} bytes: there can be {largest}") as caught:
+        with pytest.raises(InvalidFrameError, match=f"at most {largest} bytes, not {largest + 1}") as caught:
             await left.write_frames([b"a", bytes(largest + 1), bytes(largest)])
         assert caught.value.indexes == (1,)
         assert await read_all(right, 2) == [b"a", bytes(largest)]
@@ -238,7 +241,7 @@ def refuse_runs(stream: UdpStream, number: int, larger_than: int = 0) -> list[in
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL, errno.EMSGSIZE])
-async def test_what_cannot_leave_together_leaves_one_by_one(number: int) -> None:
+async def test_datagrams_that_cannot_be_sent_together_are_sent_one_by_one(number: int) -> None:
     async with pair() as (left, right):
         tried = refuse_runs(left, number)
         sent = [bytes([value]) * 500 for value in range(20)]
@@ -305,7 +308,7 @@ def two_namespaces(mtu: int = 1500) -> Iterator[tuple[str, str]]:
         yield one, other
 
 
-async def test_datagrams_that_are_larger_than_the_way_arrive_all_the_same() -> None:
+async def test_datagrams_over_the_mtu_arrive() -> None:
     with two_namespaces() as (one, other):
         async with (
             UdpStream("10.77.0.1:7000", "10.77.0.2:7000", netns=one) as left,
@@ -320,7 +323,7 @@ async def test_datagrams_that_are_larger_than_the_way_arrive_all_the_same() -> N
             assert left.stats.super_frames_refused == 1
 
 
-async def test_a_narrow_way_to_one_address_does_not_keep_those_to_others_apart() -> None:
+async def test_a_small_mtu_to_one_address_does_not_affect_other_addresses() -> None:
     with two_namespaces() as (one, other):
         ip("-n", one, "route", "add", "10.77.0.22/32", "dev", "u0", "mtu", "1200")
         async with UdpStream("10.77.0.1:0", netns=one) as stream, UdpStream(":7005", netns=other) as peer:
@@ -339,7 +342,7 @@ async def test_a_narrow_way_to_one_address_does_not_keep_those_to_others_apart()
 
 
 @pytest.mark.parametrize("host", ["10.77.0.11", "fd77::11"])
-async def test_a_reply_leaves_from_where_the_datagram_came_to(host: str) -> None:
+async def test_a_reply_is_sent_from_the_address_that_was_written_to(host: str) -> None:
     with two_namespaces() as (one, other):
         async with UdpStream(":7001", netns=one) as server, UdpStream("", (host, 7001), netns=other) as client:
             await client.write_frames([b"question", b"question", b"?"])
@@ -357,7 +360,7 @@ async def test_a_reply_leaves_from_where_the_datagram_came_to(host: str) -> None
 
 
 @pytest.mark.parametrize("host", ["10.77.0.11", "fd77::11"])
-async def test_a_reply_that_must_not_leave_from_there_leaves_from_nowhere_else(host: str) -> None:
+async def test_a_reply_is_not_sent_from_another_local_address(host: str) -> None:
     with two_namespaces() as (one, other):
         async with UdpStream(":7001", netns=one) as server, UdpStream(netns=other) as client:
             await client.write_datagrams([b"question"], (host, 7001))
@@ -369,7 +372,7 @@ async def test_a_reply_that_must_not_leave_from_there_leaves_from_nowhere_else(h
             assert (server.stats.frames_written, server.stats.icmp_errors) == (0, 0)
 
 
-async def test_an_address_of_a_family_that_the_socket_has_not() -> None:
+async def test_an_address_of_a_family_that_the_socket_does_not_have() -> None:
     for local, remote in (("127.0.0.1:0", "[::1]:9"), ("127.0.0.1:0", "[fe80::1%1]:9")):
         async with UdpStream(local) as stream:
             for datagrams in ([b"x"], [b"x", b"x"], [[b"in ", b"pieces"]]):
@@ -448,7 +451,7 @@ async def test_icmp_errors_are_counted_and_lose_nothing() -> None:
             assert await stream.read_frame() == b"yes"
 
 
-async def test_an_icmp_error_that_meets_what_is_sent_by_itself() -> None:
+async def test_an_icmp_error_interrupts_a_single_datagram() -> None:
     here, there = free_ports("127.0.0.1")
     async with UdpStream(f"127.0.0.1:{here}", f"127.0.0.1:{there}") as stream:
         for _ in range(5):
@@ -555,7 +558,7 @@ async def test_an_icmp_error_that_a_writer_meets_before_the_loop_tells_of_it() -
         os.close(other)
 
 
-async def test_no_route_is_told_and_ends_nothing() -> None:
+async def test_no_route_is_reported_and_does_not_end_the_stream() -> None:
     with two_namespaces() as (one, other):
         async with (
             UdpStream("", "10.77.0.2:7004", netns=one) as stream,
@@ -597,7 +600,7 @@ async def test_datagrams_that_there_was_no_memory_for_are_counted() -> None:
         assert [data for data, _ in await stream.read_datagrams()] == [b"kept"]
 
 
-async def test_the_wrong_half() -> None:
+async def test_methods_for_the_other_kind_of_stream() -> None:
     async with UdpStream("127.0.0.1:0") as stream, pair() as (left, _):
         for call in (stream.read_frame, stream.read_frames, lambda: stream.write_frames([b"x"])):
             with pytest.raises(RuntimeError, match="no remote: use read_datagrams"):
@@ -616,14 +619,25 @@ async def test_the_wrong_half() -> None:
 @pytest.mark.parametrize(
     ("arguments", "number", "words"),
     [
-        (("203.0.113.7:5",), errno.EADDRNOTAVAIL, "cannot bind 203.0.113.7:5: .* not an address of this machine"),
-        (("", "203.0.113.7:5"), errno.ENETUNREACH, "cannot send to 203.0.113.7:5: .* no route"),
+        (("203.0.113.7:5",), errno.EADDRNOTAVAIL, r"cannot bind 203\.0\.113\.7:5: .* not an address of this machine"),
+        (("[fd00::7]:5",), errno.EADDRNOTAVAIL, r"cannot bind \[fd00::7\]:5: "),
+        (("[fe80::7]:5",), errno.EINVAL, r"cannot bind \[fe80::7\]:5: .*; a link-local address needs its interface"),
+        (("", "203.0.113.7:5"), errno.ENETUNREACH, r"cannot connect to 203\.0\.113\.7:5: .* no route"),
+        (("", "127.255.255.255:5"), errno.EACCES, "cannot connect to .*; UdpStream does not send to broadcast"),
+        (("", "[fe80::7]:5"), errno.EINVAL, r"cannot connect to \[fe80::7\]:5: .*; .* needs its interface"),
     ],
 )
-async def test_what_cannot_be_opened(arguments: tuple[str, ...], number: int, words: str) -> None:
+async def test_addresses_that_cannot_be_used(arguments: tuple[str, ...], number: int, words: str) -> None:
     with pytest.raises(SetupError, match=words) as caught:
         await UdpStream(*arguments).open()
     assert caught.value.errno == number
+
+
+async def test_a_loopback_address_that_sends_to_another_machine() -> None:
+    async with tap() as interface:
+        await interface.configure(addresses=["10.78.0.1/24"])
+        with pytest.raises(SetupError, match=r"cannot connect to 10\.78\.0\.2:9: .*; a loopback address reaches only"):
+            await UdpStream("127.0.0.1:0", "10.78.0.2:9").open()
 
 
 async def test_a_port_that_is_taken() -> None:
@@ -643,6 +657,8 @@ async def test_a_mark() -> None:
         assert stream._sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK, 4) == struct.pack("=I", 0xFFFFFFFE)
         with pytest.raises(ValueError, match="0xFFFFFFFF, not 4294967296"):
             await stream.set_mark(1 << 32)
+    with pytest.raises(QueueClosedError):
+        await stream.set_mark(1)
     async with UdpStream("127.0.0.1:0", mark=0x80000000):
         pass
 
@@ -693,11 +709,29 @@ async def test_before_it_is_open_and_after() -> None:
     assert [frame async for frame in stream] == []
     never = UdpStream()
     await never.aclose()
+    for use in (never.read_datagrams(), never.write_datagrams([b"x"], "127.0.0.1:9"), never.set_mark(1)):
+        with pytest.raises(QueueClosedError):
+            await use
     with pytest.raises(RuntimeError, match="closed before it was opened"):
         await never.open()
 
 
-async def test_who_waits_is_told_that_it_was_closed() -> None:
+async def test_closed_or_opened_again_while_it_opens() -> None:
+    stream = UdpStream("127.0.0.1:0")
+    opening = asyncio.ensure_future(stream.open())
+    await asyncio.sleep(0)
+    await stream.aclose()
+    with pytest.raises(QueueClosedError, match=r"closed while open\(\) was running"):
+        await opening
+
+    stream = UdpStream("127.0.0.1:0")
+    outcomes = await asyncio.gather(stream.open(), stream.open(), return_exceptions=True)
+    assert sorted(map(repr, map(type, outcomes))) == sorted(map(repr, (UdpStream, RuntimeError)))
+    assert any("called twice" in str(outcome) for outcome in outcomes)
+    await stream.aclose()
+
+
+async def test_closing_wakes_waiting_readers() -> None:
     async with pair() as (left, right):
         readers = [asyncio.ensure_future(left.read_frame()) for _ in range(3)]
         await asyncio.sleep(0)
@@ -727,22 +761,21 @@ async def test_a_descriptor_closed_by_something_else_ends_it() -> None:
         left._flowing = False
         left._sock.close()
         for call in (left.write_frame(b"x"), left.write_frame(b"x")):
-            with pytest.raises(DeviceGoneError, match="closed by something else"):
+            with pytest.raises(DeviceGoneError, match="other code has closed the descriptor"):
                 await call
 
 
 async def test_cancelled_while_it_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     fds = set(os.listdir("/proc/self/fd"))
     go, made = threading.Event(), threading.Event()
-    original = UdpStream._make_socket
 
-    def slowly(self: UdpStream) -> socket.socket:
-        sock = original(self)
+    def slowly(options: SocketOptions, netns: Namespace) -> socket.socket:
+        sock = make_socket(options, netns)
         made.set()
         go.wait(5)
         return sock
 
-    monkeypatch.setattr(UdpStream, "_make_socket", slowly)
+    monkeypatch.setattr(udp, "make_socket", slowly)
     opening = asyncio.ensure_future(UdpStream("127.0.0.1:0").open())
     while not made.is_set():
         await asyncio.sleep(0.01)
@@ -789,7 +822,7 @@ async def test_it_is_not_copied() -> None:
             copy(stream)
 
 
-async def test_another_thread_is_told() -> None:
+async def test_use_from_another_thread_raises() -> None:
     async with pair() as (left, _):
         errors: list[BaseException] = []
 
@@ -863,6 +896,50 @@ async def test_a_small_send_buffer_makes_a_writer_wait() -> None:
                 await asyncio.sleep(0.001)
             await writer
             assert stream.stats.frames_written == 30
+
+
+async def test_a_writer_without_kernel_memory_pauses_between_its_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel answers ENOBUFS to a datagram in more fragments than the send buffer holds: the socket is writable."""
+    tries = 0
+    original = UdpStream._write_closely
+
+    def count(self: UdpStream, number: int, frame: Any, to: bytes | None = None) -> int:
+        nonlocal tries
+        tries += 1
+        return original(self, number, frame, to)
+
+    monkeypatch.setattr(UdpStream, "_write_closely", count)
+    ip("link", "set", "lo", "mtu", "1500")
+    try:
+        async with UdpStream("127.0.0.1:0") as peer, UdpStream("", peer.local) as stream:
+            stream._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+            large = [bytes([number]) * 60000 for number in range(2)]
+            with pytest.raises(BlockingIOError):
+                stream.write_frame_nowait(large[0])
+            assert stream.write_frames_nowait(large) == 0
+            writers = [
+                asyncio.ensure_future(stream.write_frame(large[0])),
+                asyncio.ensure_future(stream.write_frames([large[1]])),
+            ]
+            tries, began = 0, monotonic()
+            await asyncio.sleep(0.2)
+            assert 0 < tries <= len(writers) * (1 + (monotonic() - began) / 0.005)
+            assert not any(writer.done() for writer in writers)
+            stream._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            await asyncio.wait_for(asyncio.gather(*writers), 10)
+            got: list[bytes] = []
+            while len(got) < 2:
+                got += [data for data, _ in await asyncio.wait_for(peer.read_datagrams(), 10)]
+            assert sorted(got) == large
+
+            stream._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+            writer = asyncio.ensure_future(stream.write_frame(large[0]))
+            await settle()
+            await stream.aclose()
+            with pytest.raises(QueueClosedError):
+                await asyncio.wait_for(writer, 10)
+    finally:
+        ip("link", "set", "lo", "mtu", "65536")
 
 
 async def test_a_flood_leaves_time_for_others() -> None:

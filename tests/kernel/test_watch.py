@@ -1,4 +1,4 @@
-"""What changes on an interface is told, in order, to everyone who watches; ip(8) makes the changes."""
+"""Every watcher gets the events of an interface in order. ip(8) makes the changes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Told = tuple[str, object]
 
 @contextlib.asynccontextmanager
 async def watching(interface: AsyncTuntap) -> AsyncIterator[list[LinkEvent]]:
-    """A list that fills with what is told about *interface*."""
+    """A list to which the events of *interface* are added."""
     told: list[LinkEvent] = []
 
     async def watch() -> None:
@@ -62,6 +62,28 @@ async def told(events: list[LinkEvent], *expected: Told) -> None:
     await asyncio.sleep(0.05)
     assert [(event.kind, event.value) for event in events] == list(expected)
     events.clear()
+
+
+async def some(events: list[LinkEvent]) -> list[LinkEvent]:
+    """Waits until there are events, and takes them."""
+    async with asyncio.timeout(3):
+        while not events:
+            await asyncio.sleep(0.01)
+    found = events.copy()
+    events.clear()
+    return found
+
+
+@contextlib.contextmanager
+def bridges(count: int) -> Iterator[list[str]]:
+    names = [unique("br") for _ in range(count)]
+    for name in names:
+        ip("link", "add", name, "type", "bridge")
+    try:
+        yield names
+    finally:
+        for name in names:
+            ip("link", "del", name, check=False)
 
 
 async def test_each_kind_of_change() -> None:
@@ -198,8 +220,8 @@ def a_small_receive_buffer() -> Iterator[None]:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, before)
 
 
-async def test_lost_notifications_are_made_up_for() -> None:
-    """Those that are still queued are older than the fresh look: none of them is told after it, or instead of it."""
+async def test_lost_notifications_are_replaced_by_the_current_state() -> None:
+    """Queued notifications are older than the current state: none of them is reported after it or instead of it."""
     async with tap() as interface, watching(interface) as events:
         with a_small_receive_buffer():
             for number in range(40):
@@ -210,7 +232,7 @@ async def test_lost_notifications_are_made_up_for() -> None:
         await told(events, (Change.MTU, 1100))
 
 
-async def test_a_deletion_that_was_lost_is_told() -> None:
+async def test_a_deletion_is_reported_if_its_notification_was_lost() -> None:
     async with tap() as interface, watching(interface) as events:
         with a_small_receive_buffer():
             for number in range(40):
@@ -228,7 +250,7 @@ async def test_a_deletion_lost_among_the_changes_of_others() -> None:
         await told(events, (Change.DELETED, None))
 
 
-async def test_nothing_is_told_for_changes_of_others_that_were_lost() -> None:
+async def test_lost_changes_of_other_interfaces_give_no_events() -> None:
     async with tap() as interface, tap() as other, watching(interface) as events:
         with a_small_receive_buffer():
             for number in range(40):
@@ -358,7 +380,7 @@ def test_a_loop_closed_while_watching_is_let_go(loop: Callable[[], asyncio.Abstr
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_a_forked_child_does_not_make_its_parent_deaf(loop: str) -> None:
+def test_a_forked_child_does_not_take_the_parents_events(loop: str) -> None:
     """The child shares the loop's epoll instance: it may close its descriptor, and unregister nothing."""
     code = f"""
         import asyncio, os, subprocess, {loop}
@@ -404,13 +426,41 @@ async def test_an_idle_watcher_costs_nothing() -> None:
         assert await idle_share() < 0.05
 
 
-async def test_leaving_a_bridge_is_no_deletion() -> None:
-    bridge = unique("br")
-    ip("link", "add", bridge, "type", "bridge")
-    try:
+async def test_another_master() -> None:
+    """The kernel tells of leaving a bridge in the same kind of message as of a deletion."""
+    with bridges(2) as (one, other):
         async with AsyncTuntap(unique(), mode="tap") as interface, watching(interface) as events:
-            await interface.configure(master=bridge)
-            await interface.configure(master="")
-            await told(events)
-    finally:
-        ip("link", "del", bridge)
+            for master in (one, other):
+                ip("link", "set", interface.name, "master", master)
+                await told(events, (Change.MASTER, master))
+                assert (await interface.link()).master == master
+                ip("link", "set", interface.name, "mtu", "1400" if master is one else "1300")
+                (event,) = await some(events)
+                assert event.kind is Change.MTU and event.link.master == master
+                ip("link", "set", interface.name, "nomaster")
+                await told(events, (Change.MASTER, None))
+            ip("link", "set", interface.name, "master", one)
+            await told(events, (Change.MASTER, one))
+            ip("link", "del", one)
+            await told(events, (Change.MASTER, None))
+
+
+async def test_another_mac() -> None:
+    async with AsyncTuntap(unique(), mode="tap") as interface, watching(interface) as events:
+        for mac in ("02:00:00:00:aa:01", "02:00:00:00:aa:02"):
+            ip("link", "set", interface.name, "address", mac)
+            await told(events, (Change.MAC, mac))
+        await interface.configure(mac="02:00:00:00:AA:02")
+        await told(events)
+
+
+async def test_closing_the_generator_stops_watching() -> None:
+    async with tap() as interface:
+        async with contextlib.aclosing(interface.watch()) as events:
+            first = asyncio.ensure_future(_next(events))
+            while not _watchers():
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            ip("link", "set", interface.name, "mtu", "1400")
+            assert (await first).kind is Change.MTU
+        assert _watchers() == 0

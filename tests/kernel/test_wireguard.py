@@ -65,7 +65,7 @@ def interface(name: str) -> Iterator[str]:
 # -- begin and end -----------------------------------------------------------------------------------------------------
 
 
-def test_what_there_is_while_it_runs(name: str, process: subprocess.Popen[str]) -> None:
+def test_interface_and_socket_while_it_runs(name: str, process: subprocess.Popen[str]) -> None:
     there = link(name)
     assert (there["mtu"], there["linkinfo"]["info_data"]["type"]) == (1420, "tun")
     mode = socket_of(name).stat().st_mode
@@ -146,7 +146,7 @@ def test_the_environment_keeps_it_in_the_foreground(name: str) -> None:
 
 @pytest.mark.parametrize("foreground", [["-f"], []], ids=["foreground", "daemon"])
 @pytest.mark.parametrize(("bad", "why"), [("lo", "not a TUN/TAP interface"), ("x" * 16, "at most 15"), ("a/b", "a/b")])
-def test_what_cannot_be_made_is_told(foreground: list[str], bad: str, why: str) -> None:
+def test_setup_failures_are_reported(foreground: list[str], bad: str, why: str) -> None:
     run = subprocess.run(example(*foreground, bad), cwd=ROOT, capture_output=True, text=True, check=False, timeout=30)
     assert run.returncode == 1
     assert why in run.stderr
@@ -160,7 +160,7 @@ def test_a_name_that_is_in_use(interface: str) -> None:
     assert wg("show", interface)
 
 
-def test_a_socket_of_a_program_that_died_makes_room(name: str) -> None:
+def test_the_socket_of_a_dead_program_is_replaced(name: str) -> None:
     with running(example("-f", name), name) as process:
         kill(process)
         assert socket_of(name).exists()
@@ -526,7 +526,7 @@ def test_wg_quick_up_and_down(tmp_path: Path, table: str, allowed: str) -> None:
 # -- traffic that nobody sent for --------------------------------------------------------------------------------------
 
 
-def test_strangers_make_no_lines_and_change_nothing(tmp_path: Path) -> None:
+def test_datagrams_of_strangers_change_nothing_and_log_nothing(tmp_path: Path) -> None:
     with star("ours", "ours") as (first, second):
         first.log = tmp_path / "log"
         first.inner, second.inner = ["10.20.0.1/24"], ["10.20.0.2/24"]

@@ -157,7 +157,7 @@ def test_a_peer_that_moves_to_another_address_is_followed() -> None:
         assert first.ping("10.20.0.2")
 
 
-def test_the_own_address_that_a_peer_does_not_answer_to_any_more_is_given_up() -> None:
+def test_a_local_address_that_the_peer_does_not_answer_any_more_is_dropped() -> None:
     """It was the one that the peer wrote to; the kernel has another one, and chooses it."""
     with star("ours", "go", times={"KEEPALIVE_TIMEOUT": 1.0, "REKEY_TIMEOUT": 1.0}) as (first, second):
         first.inner, second.inner = ["10.20.0.1/24"], ["10.20.0.2/24"]

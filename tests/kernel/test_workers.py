@@ -175,7 +175,7 @@ def test_it_ends_when_no_worker_is_left(start: Callable[..., Example]) -> None:
     example = start("--workers", "1")
     example.line(r".* 1 workers, .*")
     os.kill(example.workers(1)[0], signal.SIGKILL)
-    assert example.wait() == (1, "no worker is left\n")
+    assert example.wait() == (1, "all workers have ended\n")
     assert NAME not in ip("link")
 
 

@@ -138,7 +138,7 @@ async def test_closed_queues_say_so() -> None:
 
 
 def unicast(number: int) -> bytes:
-    """A broadcast frame would be cloned for each port of a bridge, and clones are charged to nobody."""
+    """Broadcast frames are cloned for each port of a bridge, and clones do not count in any send buffer."""
     return b"\x02\0\0\0\0\x99" + example_frame(number, 1014)[6:]
 
 
@@ -252,7 +252,7 @@ async def test_queues_added_later_get_the_same_send_buffer() -> None:
             size = bytearray(4)
             fcntl.ioctl(queue.fileno(), TUNGETSNDBUF, size)
             assert int.from_bytes(size, "little") == 12_345
-        with pytest.raises(ValueError, match="from 1 to"):
+        with pytest.raises(ValueError, match="size must be 1 to 2147483647 bytes, not"):
             await interface.set_send_buffer(0)
 
 
@@ -277,7 +277,7 @@ async def test_many_writers_keep_each_frame_whole() -> None:
         assert sorted(peer.receive()) == sorted(frames)
 
 
-async def test_memory_that_is_no_bytes() -> None:
+async def test_buffers_that_are_not_bytes() -> None:
     import array
 
     async with tap_with_peer() as (interface, peer):
@@ -290,7 +290,7 @@ async def test_memory_that_is_no_bytes() -> None:
             assert second.receive() == [example_frame(2)]
 
 
-async def test_frames_that_cannot_be_looked_into_end_a_batch_where_they_stand() -> None:
+async def test_frames_with_broken_buffers_end_a_batch() -> None:
     async with tap_with_peer() as (interface, peer):
         (queue,) = interface.queues
         released = memoryview(example_frame(9))
@@ -298,7 +298,7 @@ async def test_frames_that_cannot_be_looked_into_end_a_batch_where_they_stand() 
         nested: Any = [[example_frame(9)]]
         good = [example_frame(number) for number in range(3)]
         for wrong in (released, nested):
-            with pytest.raises(TypeError, match="a frame is a bytes-like object") as caught:
+            with pytest.raises(TypeError, match="a frame must be a bytes-like object") as caught:
                 await queue.write_frames([*good[:2], wrong, good[2]])
             assert caught.value.__notes__ == ["2 of 4 frames were not written; the first is number 2"]
             assert queue.write_frames_nowait([*good[:2], wrong, good[2]]) == 2

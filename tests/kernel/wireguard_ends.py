@@ -37,7 +37,7 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = _PAT
 
 
 def listens(name: str) -> bool:
-    """Not asked by wg, which deletes a socket that nobody listens on yet."""
+    """This does not call wg, which deletes sockets on which no process listens yet."""
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(str(SOCKETS / f"{name}.sock"))
@@ -47,7 +47,7 @@ def listens(name: str) -> bool:
 
 
 def wg(*arguments: str, text: str = "", check: bool = True) -> str:
-    """What wg says. It finds interfaces by their sockets, in whichever namespace they are."""
+    """The output of wg. It finds interfaces by their sockets, in every namespace."""
     run = subprocess.run(["wg", *arguments], input=text, capture_output=True, text=True, check=False, timeout=_PATIENCE)
     assert run.returncode == 0 or not check, run.stderr
     return run.stdout

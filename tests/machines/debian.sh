@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Sourced by its neighbours: Debian packages in folders of their own, of another release or architecture than this
 # machine has, without installing any. They come from the mirror that this machine uses already.
 
@@ -38,7 +39,7 @@ unpack() {
     shift
     (
         mkdir -p "$folder/packages"
-        cd "$folder/packages"
+        cd "$folder/packages" || exit
         apt-get -qq download "$@"
         for package in *.deb; do
             dpkg -x "$package" "$folder"

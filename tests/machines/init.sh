@@ -1,11 +1,11 @@
 #!/bin/sh
-# The first process of a guest that kernel.sh boots: / is the host's, read-only, and AIOTUNTAP_* come from the kernel's
-# command line. Runs the command as root between two lines that kernel.sh looks for, and turns the guest off.
+# The first process of a guest that kernel.sh boots. / is the host's, read-only; AIOTUNTAP_* come from the kernel's command
+# line. Runs the command as root between two lines that kernel.sh looks for, and turns the guest off.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/run TMPDIR=/run/tmp NO_COLOR=1
-# Nothing can be written beside the sources.
+# The folders of the sources are read-only.
 export PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/run/tmp/hypothesis
-# A guest is slow, the more so on a busy host: the deadline only ends a test that hangs. The debug mode of asyncio looks
-# at source files with each future, which takes it half of the time.
+# A guest is slow, especially on a busy host: the deadline only ends a test that hangs. The debug mode of asyncio reads
+# source files for each future, which would take half of the time.
 export PYTEST_ADDOPTS='-p no:cacheprovider --timeout=400 -o asyncio_debug=false'
 for each in proc:/proc sysfs:/sys devtmpfs:/dev tmpfs:/run tmpfs:/dev/shm devpts:/dev/pts; do
     mkdir -p "${each#*:}"
@@ -16,7 +16,7 @@ mkdir -m 1777 /run/tmp
 for each in 0:stdin 1:stdout 2:stderr; do
     [ -e "/dev/${each#*:}" ] || ln -s "/proc/self/fd/${each%:*}" "/dev/${each#*:}"
 done
-# The kernel loads what a test asks for (bridge, veth, vxlan) from its own package.
+# The kernel loads modules that a test needs (bridge, veth, vxlan) from its own package.
 printf '#!/bin/sh\nexec modprobe -d %s "$@"\n' "$AIOTUNTAP_KERNEL" >/run/modprobe
 chmod +x /run/modprobe
 echo /run/modprobe >/proc/sys/kernel/modprobe

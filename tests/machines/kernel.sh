@@ -1,10 +1,10 @@
 #!/bin/sh
 # Usage: kernel.sh 5.10|6.1|6.12 COMMAND …
-# Runs a shell command on that kernel of Debian's, as root, in this directory and with this machine's files. They are
-# read-only there but for /run (with TMPDIR) and /dev/shm. Prints what the command prints and exits with its status, or
-# with 125 if the guest did not get that far. 5.10 and 6.1 run as user-mode Linux, which takes no hardware support and
-# is about half as fast as the machine; what Debian does not have as such runs under QEMU, and is ten times slower.
-# The kernels are kept in ~/.cache/aiotuntap (XDG_CACHE_HOME); delete it to get newer ones.
+# Runs a shell command on this kernel of Debian, as root, in this directory and with this machine's files. They are
+# read-only, except for /run (with TMPDIR) and /dev/shm. Prints the output of the command and exits with its status, or
+# with 125 if the command did not run to its end. 5.10 and 6.1 run as user-mode Linux, which needs no hardware support and
+# is about half as fast as the machine. Debian has no user-mode Linux for other kernels: they run under QEMU, ten times
+# slower. The kernels are stored in ~/.cache/aiotuntap (XDG_CACHE_HOME); delete it to get newer ones.
 set -eu
 here=$(dirname "$(readlink -f "$0")")
 # shellcheck source=tests/machines/debian.sh
@@ -13,7 +13,7 @@ version=$1
 shift
 PATH=$PATH:/usr/sbin:/sbin
 if [ "$(id -u)" != 0 ]; then
-    echo 'another kernel boots as root only: its root directory is that of this machine' >&2
+    echo 'run this as root: the other kernel uses the root directory of this machine' >&2
     exit 1
 fi
 case $version in
@@ -54,7 +54,7 @@ trap 'rm -rf "$work"' EXIT
 echo "$*" >"$work/command"
 values="quiet AIOTUNTAP_KERNEL=$kernel AIOTUNTAP_WORK=$work AIOTUNTAP_DIRECTORY=$PWD"
 
-# An initramfs of busybox and the modules that it takes to mount the host's files over 9p.
+# An initramfs with busybox and the modules that are needed to mount the host's files over 9p.
 make_initramfs() {
     mkdir -p "$work/i/modules" "$work/i/root"
     cp "$kernel/bin/busybox" "$work/i/"
@@ -63,7 +63,7 @@ make_initramfs() {
         modprobe -d "$kernel" -S "$release" --show-depends $module
     done | while read -r how file _; do
         [ "$how" = insmod ] || continue
-        number=$((number + 1)) # in the order of what they need
+        number=$((number + 1)) # in the order of their dependencies
         cp "$file" "$work/i/modules/$number-${file##*/}"
     done
     find "$work/i/modules" -name '*.xz' -exec xz -d {} +
@@ -89,7 +89,7 @@ else
         -kernel "$kernel/boot/vmlinuz-$release" -initrd "$work/initramfs" \
         -append "console=ttyS0 panic=-1 mitigations=off $values"
 fi
-# The guest's console carries the command's output between two marks; what comes before is shown if it never begins.
+# The guest's console has the command's output between two marks. If the first mark is missing, all output is shown.
 timeout --foreground -k 5 "${GUEST_TIMEOUT:-3600}" "$@" </dev/null 2>&1 | tee "$work/console" |
     sed -un 's/\r$//; /^@@begin/,/^@@exit=/{s/^@@begin/==/; /^@@exit/!p}' || :
 status=$(sed -n 's/^@@exit=\([0-9]*\).*/\1/p' "$work/console")

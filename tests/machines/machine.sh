@@ -1,8 +1,8 @@
 #!/bin/sh
 # Usage: machine.sh arm64|s390x PYTHON [PYTEST ARGUMENT …]
-# Runs the tests of pure code, all but tests/kernel, with Debian 12's Python of another architecture under qemu-user.
-# PYTHON is that of the virtual environment, whose packages are used. The other Python is kept in ~/.cache/aiotuntap
-# (XDG_CACHE_HOME); delete it to get a newer one.
+# Runs all tests except tests/kernel, with Debian 12's Python of another architecture under qemu-user. PYTHON is the one
+# of the virtual environment, whose packages are used. The other Python is stored in ~/.cache/aiotuntap (XDG_CACHE_HOME);
+# delete it to get a newer one.
 set -eu
 here=$(dirname "$(readlink -f "$0")")
 # shellcheck source=tests/machines/debian.sh
@@ -30,7 +30,7 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$python" "$here/packages.py" "$work/packages" "$platform"
-# A copy of the tree, without what is compiled for this machine.
+# A copy of the sources, without files that are compiled for this machine.
 mkdir "$work/tree"
 (cd "$here/../.." && tar -c --exclude='*.so' --exclude=build --exclude=_build -- *) | tar -x -C "$work/tree"
 if [ -e "$work/tree/setup.py" ]; then
@@ -43,7 +43,7 @@ if [ -e "$work/tree/setup.py" ]; then
         AIOTUNTAP_EXTENSION=1 PYTHONPATH=$work/setuptools "$python" setup.py -q build_ext --inplace
     )
 fi
-# As sys.executable it is what tests start again.
+# Tests start it again as sys.executable.
 cat >"$work/python" <<EOF
 #!/bin/sh
 export PYTHONHOME=$root/usr PYTHONDONTWRITEBYTECODE=1
@@ -52,11 +52,13 @@ exec qemu-$platform-static -L $root -0 $work/python $root/usr/bin/python3.11 "\$
 EOF
 chmod +x "$work/python"
 about='import os, sys; print(os.uname().machine, sys.byteorder, "endian, Python", sys.version.split()[0])'
-echo "== the tests of pure code on $("$work/python" -c "$about")"
+echo "== the tests without the kernel on $("$work/python" -c "$about")"
 [ -d "$work/packages/uvloop" ] || export AIOTUNTAP_TEST_LOOPS=asyncio
-# What examples/tunnel.py seals with.
+# The cipher that examples/tunnel.py uses.
 [ -d "$work/packages/cryptography" ] || set -- --ignore=tests/test_tunnel_channel.py "$@"
+# What draws the charts.
+[ -d "$work/packages/matplotlib" ] || set -- --ignore=tests/test_charts.py "$@"
 cd "$work/tree"
-# An emulated machine is slow, the more so on a busy host: the deadline only ends a test that hangs.
+# An emulated machine is slow, especially on a busy host: the deadline only ends a test that hangs.
 HYPOTHESIS_STORAGE_DIRECTORY=$work/hypothesis \
     "$work/python" -m pytest -p no:cacheprovider --timeout=400 --ignore=tests/kernel "$@"

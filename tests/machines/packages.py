@@ -1,7 +1,7 @@
 """Usage: packages.py FOLDER PLATFORM
 
 Fills a folder with what this virtual environment has installed, for another machine: packages of pure Python as links,
-those with compiled code as wheels for PLATFORM, of the same version. What has no such wheel is named and left out.
+those with compiled code as wheels for PLATFORM, of the same version. Packages without such a wheel are printed and left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Usage: python.sh 3.14
-# Prints the path of that Python from Debian's next release, unpacked beside this machine's own programs, for
-# "make test PYTHON=…". It is kept in ~/.cache/aiotuntap (XDG_CACHE_HOME); delete it to get a newer one.
+# Prints the path of this Python from Debian's next release, for "make test PYTHON=…". It is not installed, but unpacked
+# into ~/.cache/aiotuntap (XDG_CACHE_HOME); delete it to get a newer one.
 set -eu
 # shellcheck source=tests/machines/debian.sh
 . "$(dirname "$(readlink -f "$0")")/debian.sh"
@@ -12,7 +12,7 @@ if [ ! -e "$root/ready" ]; then
     use_debian forky amd64
     unpack_with_dependencies "$root" "python$1" "python$1-venv"
     sed -i "s,/usr/share/python-wheels,$root&," "$root/usr/lib/python$1"/_sysconfigdata_*.py # for its pip
-    # Started by the C library that it was built with, it finds everything else from where it stands.
+    # It is started by the C library that it was built with, and finds its own files relative to its path.
     mv "$python" "$python.real"
     cat >"$python" <<EOF
 #!/bin/sh

@@ -1,27 +1,28 @@
 #!/bin/sh
 # Usage: run.sh kernels|machines PYTHON "NAME …" [PYTEST ARGUMENT …]
-# Runs tests on each of these, one after the other, and says how long each took (see kernel.sh and machine.sh): those
-# of tests/kernel on another kernel, all others on another machine. On a kernel, with the fast engine alone: the system
-# calls are the same with both, and a guest is slow.
+# Runs tests on each kernel or machine, one after the other, and prints how long each took (see kernel.sh and machine.sh):
+# tests/kernel on another kernel, all other tests on another machine. On a kernel, only the engine in C is tested: the
+# system calls of both engines are the same, and a guest is slow.
 set -eu
 here=$(dirname "$(readlink -f "$0")")
 what=$1 python=$2 names=$3
 shift 3
 cd "$here/../.."
-# Installs the programs that the tests call, which a guest cannot, and compiles the tests.
+# Installs the programs that the tests call, because a guest cannot, and compiles the tests.
 sh tests/run.sh "$python" --collect-only -qq tests/kernel >/dev/null
 trap 'trap - INT TERM; kill 0' INT TERM # the guests, too
 
-# Slow programs in a slow guest, which stand on what the other tests look at: WireGuard, and labs with virtual machines.
+# Skipped in a guest, because they are too slow there: WireGuard, and labs with virtual machines. The other tests cover
+# what they use.
 left_out='--ignore=tests/kernel/test_wireguard.py --ignore=tests/kernel/test_wireguard_peers.py'
 left_out="$left_out --ignore=tests/kernel/test_switch_stations.py --ignore=tests/kernel/test_machine.py"
 
-# A guest has one processor: as many guests as this machine has processors share the tests between them. The tests for
-# the engine in Python are left out first, so that each gets as many of the others.
+# A guest has one processor, so there is one guest for each processor of this machine, and the guests share the tests. The
+# tests for the engine in Python are removed first, so that all guests get the same number of tests.
 on_kernel() {
     version=$1
     shift
-    sh "$here/kernel.sh" "$version" true # gets it, if it is not there
+    sh "$here/kernel.sh" "$version" true # downloads the kernel if necessary
     guests=$(nproc)
     [ "$guests" -le 4 ] || guests=4
     pids=''

@@ -1,10 +1,10 @@
 #!/bin/sh
 # Usage: sanitize.sh PYTHON [SECONDS]
-# The C sources: no warning on three processors; address and undefined-behaviour sanitizers over generated input, as long
-# as is asked for, and over the tests of the extension; the same results on a big-endian machine.
+# Checks the C sources: no compiler warnings for three processors; address and undefined-behaviour sanitizers with
+# generated input, for SECONDS, and with the tests of the extension; the same results on a big-endian machine.
 set -eu
 cd "$(dirname "$0")/../.."
-python=$PWD/$1 # it is called in another folder
+python=$PWD/$1 # it is also called from another folder
 case $1 in /*) python=$1 ;; esac
 seconds=${2-20}
 sh tests/install-programs.sh cc:build-essential clang qemu-s390x:qemu-user \
@@ -17,7 +17,7 @@ harness='tests/native/harness.c native/merge.c native/packet.c native/segment.c'
 headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 warnings='-std=c11 -Wall -Wextra -Wconversion -Wshadow -Werror'
 
-# shellcheck disable=SC2086 # one word an option
+# shellcheck disable=SC2086 # one word for each option
 for compiler in gcc clang aarch64-linux-gnu-gcc s390x-linux-gnu-gcc; do
     echo "== $compiler: no warning"
     for file in tests/native/harness.c native/*.c; do
@@ -54,13 +54,13 @@ echo '== the tests of the extension, sanitized'
 cp -R aiotuntap native tests setup.py pyproject.toml MANIFEST.in README.md LICENSE "$work"
 rm -f "$work"/aiotuntap/_native*.so
 cd "$work"
-# LeakSanitizer would name all that the interpreter keeps to its end; a test looks at how much memory is in use.
+# LeakSanitizer would report all memory that the interpreter keeps until it ends. A test checks the memory in use instead.
 options='detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=1'
 CC=gcc CFLAGS='-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer' \
     AIOTUNTAP_EXTENSION=1 "$python" -m pip --disable-pip-version-check install --quiet --no-deps --target site .
 mv site/aiotuntap/_native*.so aiotuntap
 rm -r site
-# Python's own allocator would hide what is beside an object.
+# Python's own allocator would hide reads and writes next to an object.
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=$options \
     PYTHONMALLOC=malloc PYTHONPATH=$work AIOTUNTAP_EXTENSION=1 \
     "$python" -m pytest -q -p no:cacheprovider --timeout 300 tests/test_native.py

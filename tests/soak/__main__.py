@@ -19,7 +19,7 @@ from .session import STEPS, Outcome, Plan, plan, run
 
 
 def warm_up() -> None:
-    """What loops make once for a whole process would look like something that a session left behind."""
+    """Creates what event loops create once for the process, so that it is not reported as a leak of a session."""
 
     async def once() -> None:
         process = await asyncio.create_subprocess_exec("true")
@@ -31,7 +31,7 @@ def warm_up() -> None:
 
 
 def fails(plan: Plan) -> str | None:
-    """What goes wrong in a process of its own, or None."""
+    """Runs a session in its own process. Returns the error, or None."""
     command = [sys.executable, "-m", "tests.soak", "--plan", json.dumps(plan)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -60,7 +60,7 @@ async def flow(frames: int, offload: Offload) -> tuple[int, int]:
 
 
 async def stalled(offload: Offload) -> int:
-    """Bytes by which memory grows while nobody reads and the kernel has frames without end."""
+    """By how many bytes memory grows while no task reads and the kernel always has frames."""
     async with tap_with_peer(offload=offload) as (interface, peer):
         await asyncio.sleep(0.01)
         before = resident()

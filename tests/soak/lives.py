@@ -91,7 +91,7 @@ async def configure(world: World, random: Random) -> None:
 
 
 async def watch(world: World, random: Random) -> None:
-    """Somebody watches from now on, beside all that happens; the interface may go meanwhile."""
+    """Starts a task that watches the interface, which may be deleted meanwhile."""
     tun = world.port.tun
 
     async def look() -> None:
@@ -135,7 +135,7 @@ async def move(world: World, random: Random) -> None:
 
 
 async def delete(world: World, random: Random) -> None:
-    """The interface is deleted by somebody else while all read and write."""
+    """Another process deletes the interface while tasks read and write."""
     port = world.port
     port.send(50)
     writer = asyncio.ensure_future(port.tun.queues[0].write_frames([frame(1)[1]] * 2000))
@@ -156,7 +156,7 @@ async def delete(world: World, random: Random) -> None:
 
 
 async def delete_namespace(world: World, random: Random) -> None:
-    """An interface that was moved into a namespace goes with it, unless somebody watches there."""
+    """An interface in a namespace is deleted with it, unless a watch keeps the namespace."""
     await world.stop_background()
     name = unique("n")
     ip("netns", "add", name)
@@ -220,7 +220,7 @@ async def killed_peer(world: World, random: Random) -> None:
 
 
 async def forget(world: World, random: Random) -> None:
-    """An interface that nobody refers to any more, in a cycle."""
+    """An interface that is only referenced by a reference cycle."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         tun = await AsyncTuntap(unique("f"), mode="tap", queues=random.randrange(1, 4)).open()

@@ -55,7 +55,7 @@ async def many_readers(world: World, random: Random) -> None:
 
 
 async def stall(world: World, random: Random) -> None:
-    """Nobody reads until the buffers and the kernel's rings are full."""
+    """No task reads until the buffers and the kernel's rings are full."""
     await world.port.stop()
     for _ in range(3):
         world.port.send(600)
@@ -107,7 +107,7 @@ def _engine_of(queue: TuntapQueue, **functions: Any) -> Iterator[None]:
 
 
 async def no_memory(world: World, random: Random) -> None:
-    """Reading finds no memory, now and then: the frames stay in the kernel, and whoever asked is told or asks again."""
+    """Reading sometimes fails for lack of memory: frames stay in the kernel, and readers get MemoryError or try again."""
     queue = random.choice(world.port.tun.queues)
     engine = queue._engine
 

@@ -1,4 +1,4 @@
-"""What one session has: interfaces with readers on every queue, an account of every frame, and what must hold."""
+"""The state of a session: interfaces with readers on every queue, the fate of every frame, and the invariants."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OWN = unique("n").partition("-")[0] + "-"
 
 
 def frame(flow: int, size: int = 60) -> tuple[int, bytes]:
-    """An Ethernet frame with a UDP datagram to nobody, and its number: each is sent once."""
+    """An Ethernet frame with a UDP datagram and its number. No host has the destination. Each is sent once."""
     number = next(_numbers)
     ethernet = b"\xff" * 6 + b"\x02\0\0\0\0\x01" + b"\x08\x00"
     header = bytearray(20)
@@ -65,7 +65,7 @@ class Port:
         self.handed: defaultdict[TuntapQueue, int] = defaultdict(int)
 
     def take(self, queue: TuntapQueue, frames: list[bytes]) -> None:
-        """Somebody read these."""
+        """Records that these frames were read."""
         self.handed[queue] += len(frames)
         for data in frames:
             if data[12:14] == b"\x86\xdd":  # what the kernel of another namespace says by itself
@@ -77,7 +77,7 @@ class Port:
             self.last[id(queue), flow] = number
 
     def tend(self) -> None:
-        """Every queue has somebody who reads it."""
+        """Makes sure that every queue has a reader."""
         for queue in list(self.readers):
             if queue not in self.tun.queues:
                 del self.readers[queue]
@@ -116,7 +116,7 @@ class Port:
         return numbers
 
     async def probe(self) -> None:
-        """What the kernel takes while nothing disturbs it arrives, all of it."""
+        """Checks that all frames that the kernel accepts arrive while nothing else happens."""
         self.tend()
         await self.drain()
         numbers = set(self.send(8))
@@ -190,7 +190,7 @@ class World:
         self.port.tend()
 
     async def renew(self) -> None:
-        """Gives the interface up, whatever became of it, and opens another."""
+        """Closes the interface in whatever state it is, and opens another one."""
         await self.port.stop()
         self.port.peer.__exit__()
         await self.port.tun.aclose()
@@ -207,7 +207,7 @@ class World:
         await asyncio.gather(*background, return_exceptions=True)
 
     async def check(self) -> None:
-        """What must hold after each step."""
+        """Checks the invariants, after each step."""
         await self.port.probe()
         # Closing ends on a thread, and so does what was cancelled meanwhile.
         expected = len(self.port.tun.queues) + len(self.duplicates)

@@ -18,7 +18,7 @@ def guard(hold: float = 60, limit: float | None = None) -> tuple[Guard[str], lis
     return Guard(hold, limit, told.append), told
 
 
-def test_what_comes_back_goes_no_further_and_blocks_the_port() -> None:
+def test_a_frame_that_comes_back_is_dropped_and_blocks_the_port() -> None:
     watch, told = guard()
     sent = [frame(number) for number in range(5)]
     assert watch.admit(sent, "left", 0) == sent
@@ -50,14 +50,14 @@ def test_one_end_of_a_loop_is_blocked_and_not_the_other() -> None:
     assert told == ["right"]
 
 
-def test_a_port_may_repeat_itself() -> None:
+def test_a_port_may_send_the_same_frame_again() -> None:
     watch, told = guard()
     for now in range(10):
         assert watch.admit([frame(1)] * 5, "left", now / 10) == [frame(1)] * 5
     assert told == [] and watch.returned == 0
 
 
-def test_after_a_while_it_is_another_frame() -> None:
+def test_a_frame_is_forgotten_after_a_while() -> None:
     """Who moves from one port to another may say there what it said before."""
     watch, told = guard()
     watch.admit([frame(1)], "left", 0)

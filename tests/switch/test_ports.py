@@ -110,7 +110,7 @@ async def test_ports_come_and_go_while_frames_pass() -> None:
         assert not switch.ended.done()
 
 
-async def test_a_port_that_goes_away_is_told_and_the_last_one_ends_it(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_deleted_port_is_reported_and_the_last_one_ends_the_switch(capsys: pytest.CaptureFixture[str]) -> None:
     async with lab("left", "right") as (switch, far):
         await far["left"].write_frame(frame(BROADCAST, A, b"the last"))
         await far["left"].aclose()
@@ -143,17 +143,17 @@ async def test_a_port_that_refuses_does_not_stop_the_others(error: Exception) ->
         assert str(switch.ports["middle"]) == "port middle: 0 in, 0 out, 3 dropped"
 
 
-async def test_a_name_is_there_once_and_what_is_not_there_cannot_be_removed() -> None:
+async def test_names_are_unique_and_unknown_ports_cannot_be_removed() -> None:
     async with lab("left") as (switch, _):
         near, far = memory_pair()
-        with pytest.raises(ValueError, match="'left' is there already"):
+        with pytest.raises(ValueError, match="'left' already exists"):
             await switch.plug(Port("left", CountedStream(near), near.aclose))
         assert near.closed
-        with pytest.raises(ValueError, match="no port 'right'"):
+        with pytest.raises(ValueError, match="port 'right' does not exist"):
             await switch.remove("right")
 
 
-async def test_it_does_not_remember_for_ever_who_is_gone() -> None:
+async def test_removed_ports_are_forgotten() -> None:
     async with lab("left") as (switch, _):
         for number in range(300):
             await plug(switch, f"{number}")
@@ -163,19 +163,19 @@ async def test_it_does_not_remember_for_ever_who_is_gone() -> None:
         assert 250 < len(reported) < 260
 
 
-async def test_a_loop_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_loop_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     async with lab("left", "middle", "right", hold=30) as (switch, far):
         for number in range(10):
             await far["left"].write_frame(frame(BROADCAST, A, bytes([number])))
             await far["right"].write_frame(await far["middle"].read_frame())  # a cable between the two
         await asyncio.sleep(0.01)
         assert capsys.readouterr().err == (
-            "port right is blocked for 30 s: what was sent to other ports comes back there, so there is a loop\n"
+            "port right is blocked for 30 s, because there is a loop: frames that were sent to other ports come back there\n"
         )
         assert switch.core.guard.returned >= 3
 
 
-async def test_a_static_station_stays_where_it_is_told() -> None:
+async def test_a_static_station_stays_at_its_port() -> None:
     async with lab("left", "middle") as (switch, far):
         switch.pin(station(B), "right")
         await far["left"].write_frame(frame(B, A, b"1"))
@@ -249,7 +249,7 @@ async def test_machines_at_a_socket(tmp_path: Path, capsys: pytest.CaptureFixtur
         name = f"unix:{path}"
         assert await switch.add(name) == name
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        with pytest.raises(ValueError, match="there already"):
+        with pytest.raises(ValueError, match="already exists"):
             await switch.add(name)
         async with machine_at(switch, path) as (reader, writer), machine_at(switch, path) as (other, _):
             assert list(switch.ports) == ["left", f"{name}#1", f"{name}#2"]
@@ -281,7 +281,7 @@ async def test_a_stream_from_a_machine_is_merged(tmp_path: Path) -> None:
             assert plain([await far["left"].read_frame()]) == [piece.build() for piece in packet.pieces(1000)]
 
 
-async def test_a_machine_that_speaks_something_else_is_disconnected(tmp_path: Path) -> None:
+async def test_a_machine_that_sends_invalid_data_is_disconnected(tmp_path: Path) -> None:
     path = tmp_path / "machines"
     async with lab("left") as (switch, _):
         await switch.add(f"unix:{path}")
@@ -328,18 +328,18 @@ def test_a_socket_that_nobody_listens_at_is_replaced(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     with bind_unix(path) as first:
         first.listen()
-        with pytest.raises(OSError, match="cannot make the socket") as caught:
+        with pytest.raises(OSError, match="cannot create the socket") as caught:
             bind_unix(path)
         assert caught.value.errno == errno.EADDRINUSE
     with bind_unix(path) as second:
         assert second.getsockname() == path
     (tmp_path / "file").write_text("not a socket")
-    with pytest.raises(OSError, match="cannot make the socket"):
+    with pytest.raises(OSError, match="cannot create the socket"):
         bind_unix(str(tmp_path / "file"))
     assert os.path.exists(tmp_path / "file")
 
 
-async def test_a_super_frame_that_a_kernel_does_not_know_arrives_as_the_frames_that_it_was() -> None:
+async def test_unsupported_super_frames_arrive_as_plain_frames() -> None:
     """Such as those of UDP, before Linux 6.2."""
     near, far = memory_pair()
 

@@ -46,7 +46,7 @@ def test_finding_it_does_not_keep_it() -> None:
     assert known.find(A, 10) is None
 
 
-def test_age_of_nothing_makes_it_a_hub() -> None:
+def test_an_age_of_zero_makes_it_a_hub() -> None:
     known = table(age=0)
     known.learn(A, "left", 7)
     assert known.find(A, 7) is None
@@ -122,7 +122,7 @@ def test_a_flood_does_not_grow_it() -> None:
     assert known.evicted == 4900
 
 
-def test_a_flood_pushes_out_nobody_who_speaks() -> None:
+def test_a_flood_removes_no_active_station() -> None:
     """Neither behind other ports, where they need not speak again, nor behind the same port, where they do."""
     known = table(limit=100)
     elsewhere = [station(b"\x02\x01" + number.to_bytes(4)) for number in range(40)]
@@ -138,7 +138,7 @@ def test_a_flood_pushes_out_nobody_who_speaks() -> None:
     assert all(known.find(each, 3) == "left" for each in beside)
 
 
-def test_where_all_have_spoken_again_the_port_with_the_most_gives_up_the_most_silent() -> None:
+def test_without_newcomers_the_port_with_most_stations_loses_the_most_silent() -> None:
     known = table(limit=3)
     for each, port, now in ((A, "left", 0), (B, "left", 1), (C, "right", 2)):
         known.learn(each, port, now)
@@ -257,7 +257,7 @@ def test_stations_are_told_apart_by_vlan(tag: bytes, vlan: int) -> None:
 
 
 @given(data=st.binary(min_size=2, max_size=4) | st.binary(max_size=2).map(b"\x81\0".__add__))
-def test_whatever_the_kernel_takes_for_a_frame_has_stations(data: bytes) -> None:
+def test_every_frame_that_the_kernel_accepts_has_stations(data: bytes) -> None:
     destination, source = stations(B[:6] + A[:6] + data)
     assert (destination[:6], source[:6]) == (B[:6], A[:6])
     assert destination[6:] == source[6:]

@@ -1,4 +1,4 @@
-"""VXLAN: headers, and frames that have to fit the way."""
+"""VXLAN: headers, and frames that must fit into the path MTU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_options() -> None:
         "1,local=10.0.0.1,remote=10.0.0.2,dev=eth0",
     ],
 )
-def test_options_that_make_no_sense(text: str) -> None:
+def test_invalid_options(text: str) -> None:
     with pytest.raises(ValueError, match="."):
         Options.parse(text)
 
@@ -75,7 +75,9 @@ def test_anything_has_a_hash(frame: bytes) -> None:
 
 
 @given(packets(st.integers(1, 5000), st.just(Mode.TAP)), st.integers(400, 2000), st.integers(100, 3000), st.booleans())
-def test_whatever_leaves_fits_and_says_the_same(packet: Packet, largest: int, size: int, super_frame: bool) -> None:
+def test_frames_that_are_sent_fit_and_have_the_same_content(
+    packet: Packet, largest: int, size: int, super_frame: bool
+) -> None:
     frame = packet.super_frame(size) if super_frame else HEADER + packet.build()
     original = [piece.build() for piece in packet.pieces(size)] if super_frame else [packet.build()]
     try:
@@ -112,7 +114,7 @@ def test_a_checksum_that_the_sender_left_undone_is_noticed(packet: Packet) -> No
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_what_no_way_could_carry_is_a_super_frame(version: int) -> None:
+def test_a_frame_over_any_mtu_is_a_super_frame(version: int) -> None:
     packet = Packet(mode=Mode.TAP, version=version, payload=bytes(range(250)) * 40)
     frame = as_sent(HEADER + packet.build(partial=True), 1450)
     assert fit(frame, 1450) == [piece.build() for piece in packet.pieces(1450 - packet.header_length)]
@@ -158,7 +160,7 @@ def test_hostile_frames_fit_or_are_refused(
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_what_gro_took_apart_is_put_together_again(version: int) -> None:
+def test_datagrams_split_by_gro_are_joined(version: int) -> None:
     packet = Packet(mode=Mode.TAP, version=version, protocol=17, payload=bytes(range(250)) * 21)
     datagram = header(7) + packet.build(partial=True)
     pieces = [datagram[at : at + 1000] for at in range(0, len(datagram), 1000)]
@@ -170,7 +172,7 @@ def test_what_gro_took_apart_is_put_together_again(version: int) -> None:
     assert joiner.feed(whole, "remote") == (whole, 0)
 
 
-def test_a_packet_that_was_cut_off_swallows_nothing_else() -> None:
+def test_an_incomplete_packet_takes_no_other_datagrams() -> None:
     packet = Packet(mode=Mode.TAP, protocol=17, payload=bytes(3000))
     datagram, other = header(7) + packet.build(partial=True), header(7) + Packet(mode=Mode.TAP).build()
     joiner = Joiner(7)

@@ -24,7 +24,7 @@ WALL = 1_700_000_000 * 10**9
 
 
 def ipv4(source: str, destination: str, payload: bytes = b"") -> bytes:
-    """An IPv4 packet without a checksum, which nobody looks at here."""
+    """An IPv4 packet without a checksum, which these tests do not need."""
     addresses = ip_address(source).packed + ip_address(destination).packed
     return struct.pack(">BBHIBBH", 0x45, 0, 20 + len(payload), 0, 64, 17, 0) + addresses + payload
 
@@ -118,7 +118,7 @@ class World:
                     heappush(self._flying, entry)
 
     def run(self, seconds: float) -> None:
-        """Lets time pass: whatever is due happens when it is due."""
+        """Lets time pass. Timers run when they are due."""
         end = self.now + seconds
         while True:
             deadlines = [when for node in self.nodes.values() if (when := node.device.next_deadline()) is not None]

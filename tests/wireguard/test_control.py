@@ -51,7 +51,9 @@ async def test_nothing_is_left_where_it_cannot_begin(
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_client_that_does_not_read_ends_in_silence(listener: socket.socket, tmp_path: Path) -> None:
+async def test_a_client_that_does_not_read_is_closed_without_a_traceback(
+    listener: socket.socket, tmp_path: Path
+) -> None:
     problems: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
     before = asyncio.all_tasks()
@@ -95,9 +97,7 @@ async def test_a_refused_request_shows_no_key(
     [b"x" * 100_000 + b"\n\n", b"set=1\n" + b"x" * 100_000 + b"\n\n", b"set=1\n\xff\n\n", b"\xff\n\n", b"set=1\nx"],
     ids=["long first line", "long line", "not UTF-8", "first line not UTF-8", "cut off"],
 )
-async def test_what_is_none_of_the_protocol_ends_the_connection_and_nothing_else(
-    listener: socket.socket, request_: bytes, tmp_path: Path
-) -> None:
+async def test_invalid_input_ends_only_the_connection(listener: socket.socket, request_: bytes, tmp_path: Path) -> None:
     problems: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
     task = asyncio.create_task(Control(listener, list, _set).serve())

@@ -74,7 +74,7 @@ def test_a_changed_message_has_a_wrong_first_mac(where: int, change: int) -> Non
     assert not receiver.knows_us(bytes(changed))
 
 
-def test_a_cookie_makes_the_second_mac_right_from_its_address_alone() -> None:
+def test_a_cookie_is_valid_for_its_address_only() -> None:
     sender, receiver = ends()
     first = sender.seal(MESSAGE, 0)
     assert not receiver.is_reachable(first, HERE, 0)
@@ -148,7 +148,7 @@ def test_a_steady_rate_is_not_load() -> None:
     assert not any(load.add(count / LOAD_RATE) for count in range(10 * LOAD_RATE))
 
 
-def test_however_long_an_attack_lasted_load_ends_in_time() -> None:
+def test_load_ends_in_time_after_a_long_attack() -> None:
     load = Load()
     for count in range(20_000):
         load.add(count / 10_000)

@@ -38,7 +38,7 @@ def test_packets_go_to_the_peer_of_their_destination_in_order() -> None:
     "packet",
     [b"", b"\x45", ipv4("10.0.0.9", "10.0.0.1")[:19], ipv6("fd00::9", "fd00::1")[:39], b"\x55" + bytes(50), bytes(60)],
 )
-def test_what_is_no_ip_packet_goes_nowhere(packet: bytes) -> None:
+def test_packets_that_are_not_ip_are_dropped(packet: bytes) -> None:
     drops = Drops()
     assert by_peer([packet], lambda address: "all", drops) == {}
     assert drops == Drops(malformed=1)
@@ -86,7 +86,7 @@ def test_the_same_for_ipv6() -> None:
 
 
 @given(st.lists(st.binary(max_size=60), max_size=10))
-def test_noise_harms_nobody(packets: list[bytes]) -> None:
+def test_random_bytes_change_nothing(packets: list[bytes]) -> None:
     drops = Drops()
     by_peer(packets, OWNERS.get, drops)
     allowed(packets, "one", OWNERS.get, drops)

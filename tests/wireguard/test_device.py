@@ -36,7 +36,7 @@ def connect(seed: int = 0) -> tuple[World, Node, Node]:
 
 
 def state(device: Device) -> Any:
-    """All that a stranger must not change. What is dropped is counted, and handshakes of strangers are load."""
+    """The state that strangers must not change. Drops are counted, and their handshakes count as load."""
 
     def of_session(session: Session | None) -> Any:
         if session is None:
@@ -73,7 +73,7 @@ def three() -> tuple[World, Node, Node, Node]:
     return world, a, b, c
 
 
-def test_the_longest_prefix_decides_where_packets_go_and_whence_they_may_come() -> None:
+def test_the_longest_prefix_decides_destination_and_allowed_source() -> None:
     world, a, b, c = three()
     to_b = [ipv4("10.9.0.1", "10.2.0.1"), ipv6("fd02::9", "fd02::1")]
     to_c = [ipv4("10.9.0.1", "10.1.0.1"), ipv6("fd02::9", "fd01::1")]
@@ -260,13 +260,13 @@ def test_data_within_the_window_is_taken_once() -> None:
 
 
 def flood(world: World, target: Node, count: int, source: Where = ELSEWHERE) -> None:
-    """Handshakes by somebody who knows the public key of *target* and nothing else."""
+    """Handshakes by a sender who only knows the public key of *target*."""
     macs = Sender(target.public_key)
     for _ in range(count):
         target.get([(macs.seal(b"\x01\0\0\0" + world.random.randbytes(112), world.now), source)])
 
 
-def test_under_load_a_cookie_is_all_that_strangers_get_and_peers_still_get_in() -> None:
+def test_under_load_strangers_get_only_a_cookie_and_peers_still_connect() -> None:
     world, a, b = pair()
     flood(world, b, LOAD_BURST)
     assert world.kinds(b) == []
@@ -436,7 +436,7 @@ def test_no_private_key() -> None:
     assert b.received[-1] == PING
 
 
-def test_nobody_is_a_peer_of_itself() -> None:
+def test_the_devices_own_key_is_refused_as_a_peer() -> None:
     world, a, b = connect()
     with pytest.raises(ValueError, match="own public key"):
         a.device.add_peer(a.public_key)
@@ -505,7 +505,7 @@ def test_a_device_is_down_at_first() -> None:
     assert (address, datagram[0]) == (("192.0.2.2", 1), 1)
 
 
-def test_an_address_may_be_anything_if_its_bytes_are_known() -> None:
+def test_an_address_may_be_any_object_with_a_source_function() -> None:
     def source(address: Hashable) -> tuple[bytes, bytes]:
         assert isinstance(address, str)
         return address.encode(), address.encode()

@@ -107,7 +107,7 @@ class Network:
 
 @settings(max_examples=60)
 @given(st.integers(0, 1000), st.lists(step, max_size=25))
-def test_nothing_is_received_that_was_not_sent_and_all_is_well_in_the_end(
+def test_only_packets_that_were_sent_are_received_and_the_tunnel_recovers(
     seed: int, steps: list[tuple[object, ...]]
 ) -> None:
     network = Network(seed)
@@ -159,6 +159,7 @@ def test_nothing_is_received_that_was_not_sent_and_all_is_well_in_the_end(
     network.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_order_is_kept_and_nothing_is_lost_where_the_network_does_neither(seed: int) -> None:
     network = Network(seed)

@@ -21,7 +21,7 @@ def lost(datagram: bytes) -> Fate:
 
 
 def from_node(world: World, node: Node) -> list[tuple[Any, int, int]]:
-    """What *node* sent: seconds after the start, type, size."""
+    """The datagrams that *node* sent: seconds after the start, type, size."""
     return [(when - 1000, each[0], len(each)) for when, source, _, each in world.sent if source == node.where]
 
 
@@ -211,7 +211,7 @@ def test_a_wrong_preshared_key_never_gets_through_and_the_right_one_does_then() 
     assert b.received == [PING]
 
 
-def test_a_peer_whose_key_is_of_low_order_is_tried_in_vain() -> None:
+def test_a_handshake_with_a_key_of_low_order_fails() -> None:
     world, a, _ = pair()
     bad = a.device.add_peer(bytes(32))
     bad.endpoint = ("192.0.2.9", 1)
@@ -253,7 +253,7 @@ def test_data_is_answered_by_a_keepalive_after_ten_seconds() -> None:
     assert len(world.sent) == 1
 
 
-def test_data_that_goes_back_is_answer_enough() -> None:
+def test_data_in_the_other_direction_needs_no_keepalive() -> None:
     world, a, b = connect()
     world.run(5)
     b.send(PONG)
@@ -460,7 +460,7 @@ def test_a_session_is_renewed_after_many_messages() -> None:
     assert b.peer(a)._sessions.current is not session
 
 
-def test_a_worn_out_session_lets_packets_wait_for_the_next() -> None:
+def test_packets_wait_for_the_next_session_after_too_many_messages() -> None:
     world, a, b = connect()
     session = a.peer(b)._sessions.current
     assert session is not None
@@ -473,7 +473,7 @@ def test_a_worn_out_session_lets_packets_wait_for_the_next() -> None:
     assert b.received == packets
 
 
-def test_what_was_under_way_during_a_handshake_arrives() -> None:
+def test_packets_on_the_way_during_a_handshake_arrive() -> None:
     """The session before still receives."""
     world, a, b = connect()
     world.run(120)
@@ -498,7 +498,7 @@ def test_the_session_before_still_receives_when_the_next_one_is_confirmed() -> N
     assert b.received == [PING]
 
 
-def test_a_session_nobody_confirmed_gives_way_to_the_next_one() -> None:
+def test_an_unconfirmed_session_is_replaced_by_the_next_one() -> None:
     world, a, b = connect()
     world.run(120)
     a.send(PING)
@@ -520,8 +520,8 @@ def test_a_session_nobody_confirmed_gives_way_to_the_next_one() -> None:
     assert len(b.device.receivers) <= 2
 
 
-def test_who_answered_in_vain_and_then_begins() -> None:
-    """What was answered may still arrive, and does not take the place of what is newer."""
+def test_a_responder_without_confirmation_then_begins_a_handshake() -> None:
+    """A late response may still arrive, and must not replace a newer session."""
     world, a, b = pair()
     world.fate = lambda datagram: [(20.0 if datagram[0] == DATA else DELAY, datagram)]
     a.send(PING)
@@ -547,6 +547,7 @@ def test_who_answered_in_vain_and_then_begins() -> None:
 # -- days --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_traffic_for_a_day_loses_nothing_and_keeps_little() -> None:
     world, a, b = pair()
     count = 0
@@ -580,7 +581,7 @@ def test_an_idle_device_has_nothing_to_do() -> None:
 
 @pytest.mark.parametrize("who", ["began", "answered"])
 def test_a_restart_is_noticed_within_seconds(who: str) -> None:
-    """By silence: what comes for a session that nobody knows is not answered."""
+    """The restart is noticed by silence: datagrams for unknown sessions are not answered."""
     world, a, b = connect()
     world.run(30)
     restarted, other = (a, b) if who == "began" else (b, a)
@@ -596,7 +597,7 @@ def test_a_restart_is_noticed_within_seconds(who: str) -> None:
 
 
 @pytest.mark.parametrize("who", ["began", "answered"])
-def test_who_restarts_and_sends_is_heard_at_once(who: str) -> None:
+def test_a_peer_that_restarts_and_sends_is_received_at_once(who: str) -> None:
     world, a, b = connect()
     world.run(30)
     restarted, other, packet = (a, b, PING) if who == "began" else (b, a, PONG)

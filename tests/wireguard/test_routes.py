@@ -47,7 +47,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["insert", "insert", "remove", "clear
 
 
 @given(STEPS, st.lists(ADDRESSES, max_size=20))
-def test_any_history_routes_as_the_model_does(steps: list[Step], addresses: list[bytes]) -> None:
+def test_any_sequence_of_changes_routes_like_the_model(steps: list[Step], addresses: list[bytes]) -> None:
     routes: Routes[str] = Routes()
     model = Model()
     for step, network, peer in steps:
@@ -99,7 +99,7 @@ def test_default_routes_of_both_families_are_apart() -> None:
 
 
 @given(st.binary(max_size=40).filter(lambda data: len(data) not in (4, 16)))
-def test_what_is_not_an_address_belongs_to_nobody(data: bytes) -> None:
+def test_invalid_addresses_have_no_peer(data: bytes) -> None:
     routes: Routes[str] = Routes()
     routes.insert(IPv4Network("0.0.0.0/0"), "a")
     routes.insert(IPv6Network("::/0"), "a")

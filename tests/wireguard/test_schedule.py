@@ -32,7 +32,7 @@ def test_the_earliest_time_that_was_asked_for_counts() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("arp"), st.integers(0, 4), st.integers(0, 50)), max_size=100))
-def test_nobody_is_late_and_nobody_is_forgotten(steps: list[tuple[str, int, int]]) -> None:
+def test_no_timer_is_late_or_forgotten(steps: list[tuple[str, int, int]]) -> None:
     schedule: Schedule[Someone] = Schedule()
     people = [Someone() for _ in range(5)]
     turns: dict[int, int] = {}
@@ -50,7 +50,7 @@ def test_nobody_is_late_and_nobody_is_forgotten(steps: list[tuple[str, int, int]
         assert schedule.next() == min(turns.values(), default=None)
 
 
-def test_what_is_asked_for_again_and_again_takes_no_space() -> None:
+def test_repeated_requests_take_no_space() -> None:
     schedule: Schedule[Someone] = Schedule()
     one = Someone()
     for count in range(1000):

@@ -23,7 +23,7 @@ PACKETS = [ipv4("10.0.0.1", f"10.0.{number}.1") for number in range(3)]
 
 
 class Interface:
-    """One that goes up and down as it is told."""
+    """An interface that goes up and down on request."""
 
     def __init__(self) -> None:
         self.queues = [self]
@@ -44,7 +44,7 @@ class Interface:
 
 
 class Socket:
-    """One that sends as slowly as it is told, or fails."""
+    """A socket that sends as slowly as requested, or fails."""
 
     local = Address("192.0.2.1:51820")
 
@@ -129,7 +129,7 @@ async def test_the_interface_goes_down_while_datagrams_wait_for_the_socket(udp: 
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENOBUFS, errno.EIO, errno.ENOKEY])
-async def test_whatever_the_kernel_says_of_one_peer_the_others_get_theirs(udp: Socket, number: int) -> None:
+async def test_an_error_for_one_peer_does_not_affect_others(udp: Socket, number: int) -> None:
     interface = Interface()
     running: Any = tunnel.Tunnel(interface, device())  # type: ignore[arg-type]
     task = asyncio.create_task(running.run())

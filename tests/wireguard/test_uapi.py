@@ -261,7 +261,7 @@ def some_network(draw: st.DrawFn) -> Network:
 
 @st.composite
 def requests(draw: st.DrawFn) -> Changes:
-    """As from somebody who sets everything of a few peers."""
+    """A request that sets everything of a few peers."""
     peers = []
     for key in draw(st.lists(KEYS, max_size=4, unique=True)):
         endpoint = draw(st.none() | st.tuples(IPV4 | IPV6, st.integers(0, 65535)).map(Address))
@@ -280,7 +280,7 @@ def requests(draw: st.DrawFn) -> Changes:
 
 
 def as_lines(changes: Changes) -> Iterable[str]:
-    """What wg would send."""
+    """The lines that wg would send."""
     assert changes.private_key is not None
     yield f"private_key={changes.private_key.hex()}"
     yield "replace_peers=true"
