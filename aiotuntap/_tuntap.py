@@ -525,8 +525,7 @@ class AsyncTuntap(SingleQueue, Settings):
 
         It reads the present settings first, and changes only what differs, so no privilege is needed if nothing does.
         The order is: the namespace, down, the name, MTU, MAC and queue length, the master, IPv6, addresses, up, routes.
-        If one setting fails, those before it stay changed. When cancelled, it ends after the kernel has answered the
-        request that was sent.
+        If one setting fails, those before it stay changed. When cancelled, it still makes all settings before it ends.
 
         Args:
             up: Administrative state.
