@@ -97,11 +97,21 @@ def pytest_asyncio_loop_factories(
     return LOOPS
 
 
+def _on_either_loop(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Each test on one of the loops, by turns: they make the same system calls, and guests are slow."""
+    by_test: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        parts = item.name.partition("[")[2].rstrip("]").split("-")
+        loop = next((each for each in LOOPS if each in parts), "")
+        by_test.setdefault(item.nodeid.replace(loop, ""), []).append(item)
+    return [same[number % len(same)] for number, same in enumerate(by_test.values())]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests in ``tests/kernel`` need a TUN/TAP driver; the rest is pure code and runs anywhere."""
     if share := os.environ.get("AIOTUNTAP_TEST_SHARE"):  # "1/2": tests/machines deals them out to several guests
         number, count = map(int, share.split("/"))
-        mine = items[number - 1 :: count]
+        mine = _on_either_loop(items)[number - 1 :: count]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(mine)])
         items[:] = mine
     if _NO_KERNEL is None:

@@ -19,7 +19,8 @@ left_out="$left_out --ignore=tests/kernel/test_switch_stations.py --ignore=tests
 left_out="$left_out --ignore=tests/kernel/test_pages.py"
 
 # A guest has one processor, so there is one guest for each processor of this machine, and the guests share the tests. The
-# tests for the engine in Python are removed first, so that all guests get the same number of tests.
+# tests for the engine in Python are removed first, so that all guests get the same number of tests; of those for both
+# loops, one remains, by turns (conftest.py).
 on_kernel() {
     version=$1
     shift
