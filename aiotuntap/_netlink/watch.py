@@ -23,7 +23,7 @@ from .._netns import Identity, Namespace
 from .._types import Change, Link, LinkEvent
 from .link import Where, located
 from .messages import AddressChange, LinkChange, decode_change, index_of, split
-from .socket import RECEIVE_SIZE, in_namespace
+from .socket import in_namespace, receive_from
 
 # RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR: bits of struct sockaddr_nl.nl_groups.
 _GROUPS = 0x001 | 0x010 | 0x100
@@ -186,7 +186,7 @@ class Monitor:
             if self._fd < 0:
                 return
             try:
-                data = os.read(self._fd, RECEIVE_SIZE)
+                data = receive_from(self._fd)
             except BlockingIOError:
                 if self._dropped:
                     self._dropped = False

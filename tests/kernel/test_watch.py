@@ -8,6 +8,7 @@ import gc
 import itertools
 import os
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -133,6 +134,19 @@ async def test_an_event_says_how_the_interface_is_afterwards() -> None:
         assert (last.name, last.mtu, last.up, last.addresses) == (interface.name, 1300, True, ("10.41.0.1/24",))
         found = await interface.link()
         assert (found.addresses, found.mtu, found.queues) == (last.addresses, last.mtu, last.queues)
+
+
+async def test_notifications_that_are_not_from_the_kernel() -> None:
+    """Whoever has CAP_NET_ADMIN in the namespace can send some to all who listen there."""
+    problems: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    async with tap() as interface, watching(interface) as events:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as other:
+            for body in (struct.pack("=BxHi", 0, 0, interface.index), struct.pack("=BxHiII", 0, 0, interface.index, 0, 0)):
+                other.sendto(struct.pack("=IHHII", 16 + len(body), 16, 0, 0, 0) + body, (0, 1))
+        await interface.configure(mtu=1400)
+        await told(events, (Change.MTU, 1400))
+    assert not problems
 
 
 async def test_it_follows_a_move_to_another_namespace() -> None:
