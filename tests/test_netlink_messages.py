@@ -307,6 +307,8 @@ def test_words_after_an_address() -> None:
         ("", "is empty"),
         ("10.0.0.1", "write '10.0.0.1/32' for this address alone, .* '10.0.0.1/24'"),
         ("fd00::1", "write 'fd00::1/128' .* 'fd00::1/64'"),
+        ("0.0.0.0/8", "0.0.0.0 stands for no address"),
+        ("::/128", ":: stands for no address"),
         ("10.0.0.300/24", "'10.0.0.300/24' is not an IPv4 or IPv6 address"),
         ("10.0.0.1/33", "'10.0.0.1/33' is not"),
         ("fe80::1%lo/64", "'fe80::1%lo/64' is not"),
