@@ -19,7 +19,16 @@ from typing import Any
 import pytest
 import uvloop
 
-from aiotuntap import AsyncTuntap, Change, LinkEvent, QueueClosedError, _threads, _tuntap
+from aiotuntap import (
+    AsyncTuntap,
+    Change,
+    LinkEvent,
+    QueueClosedError,
+    TuntapProtocol,
+    _threads,
+    _tuntap,
+    create_tuntap_endpoint,
+)
 from aiotuntap._netlink import socket as _socket
 from aiotuntap._netlink import watch as _watch
 
@@ -391,6 +400,50 @@ def test_a_loop_closed_while_watching_is_let_go(loop: Callable[[], asyncio.Abstr
     gc.collect()
     assert [each() for each in gone] == [None, None]
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_closing_in_another_loop_ends_it(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """The loop that watched is closed: its socket is too, although the interface object and the task are still there."""
+    before = len(os.listdir("/proc/self/fd"))
+    first, second = loop(), loop()
+    interface = first.run_until_complete(AsyncTuntap(unique(), mode="tap").open())
+    events = interface.watch()
+
+    async def begin() -> asyncio.Task[LinkEvent]:
+        task = asyncio.ensure_future(anext(events))
+        while not _watchers():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        return task
+
+    task = first.run_until_complete(begin())
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    first.close()
+    second.run_until_complete(interface.aclose())
+    second.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    del task
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_transport_closed_while_its_loop_does_not_run_ends_it(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    runner = asyncio.Runner(loop_factory=loop)
+    with runner:
+        transport, _ = runner.run(create_tuntap_endpoint(TuntapProtocol, unique(), mode="tap"))
+
+        async def begin() -> asyncio.Task[list[LinkEvent]]:
+            async def watch() -> list[LinkEvent]:
+                return [event async for event in transport.get_extra_info("interface").watch()]
+
+            task = asyncio.ensure_future(watch())
+            while not _watchers():
+                await asyncio.sleep(0.01)
+            return task
+
+        task = runner.run(begin())
+        transport.close()
+        assert runner.run(asyncio.wait_for(task, 5)) == []
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
