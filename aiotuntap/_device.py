@@ -101,14 +101,14 @@ class QueueFile:
 
         poll(2) reports POLLOUT while the interface is up and the send buffer has room, and POLLERR if it was deleted.
         """
-        try:
-            if self.get_int(_abi.TUNGETSNDBUF) != _UNLIMITED:
-                return False
-        except OSError:
+        if self.fd < 0:
             return False
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
-        return not poll.poll(0)
+        try:  # asked last: for an ioctl, the kernel takes its global network lock
+            return not poll.poll(0) and self.get_int(_abi.TUNGETSNDBUF) == _UNLIMITED
+        except OSError:
+            return False
 
     def open_netns(self) -> int | None:
         """Opens the namespace that the interface is in now; None without CAP_NET_ADMIN in it."""
