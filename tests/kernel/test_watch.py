@@ -151,7 +151,10 @@ async def test_notifications_that_are_not_from_the_kernel() -> None:
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
     async with tap() as interface, watching(interface) as events:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as other:
-            for body in (struct.pack("=BxHi", 0, 0, interface.index), struct.pack("=BxHiII", 0, 0, interface.index, 0, 0)):
+            for body in (
+                struct.pack("=BxHi", 0, 0, interface.index),
+                struct.pack("=BxHiII", 0, 0, interface.index, 0, 0),
+            ):
                 other.sendto(struct.pack("=IHHII", 16 + len(body), 16, 0, 0, 0) + body, (0, 1))
         await interface.configure(mtu=1400)
         await told(events, (Change.MTU, 1400))
