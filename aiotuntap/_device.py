@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from . import _abi
 from ._errors import SetupError, cannot
-from ._netns import Namespace, enter
+from ._netns import Namespace, enter, identity_of
 from ._offload.flags import negotiate
 from ._types import Mode, Offload
 
@@ -128,7 +128,7 @@ def same_interface(one: QueueFile, other: QueueFile) -> bool:
             fd = file.open_netns()
             if fd is not None:
                 fds.append(fd)
-        return len({(status.st_dev, status.st_ino) for status in map(os.fstat, fds)}) < 2
+        return len(set(map(identity_of, map(os.fstat, fds)))) < 2
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise cannot("check that two queues belong to one interface", error) from error

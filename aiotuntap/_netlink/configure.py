@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeVar
 
 from .. import _abi
 from .._errors import SetupError, cannot
-from .._netns import open_namespace, parse_namespace
+from .._netns import identity_of, open_namespace, parse_namespace
 from .._types import Link
 from . import requests
 from .iproute import Address, Route, parse_address, parse_route
@@ -183,8 +183,7 @@ class _Change:
     def _move(self) -> bool:
         if self._target is None:
             return False
-        status = os.fstat(self._target)
-        if (status.st_dev, status.st_ino) == self._route.namespace:
+        if identity_of(os.fstat(self._target)) == self._route.namespace:
             return False
         self._set("netns", repr(self._settings.netns), requests.set_link(self._index, netns_fd=self._target))
         self._settings.has_moved = True

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from typing import TypeAlias
 
 from .._errors import SetupError
-from .._netns import Namespace
+from .._netns import Namespace, identity_of
 from .._types import Link
 from .socket import RouteSocket, in_namespace
 
@@ -86,6 +86,5 @@ def _find(route: RouteSocket, name: str, index: int) -> tuple[bool, Link | None]
 
 def _same_namespace(one: Namespace, other: Namespace) -> bool:
     if isinstance(one, int) and isinstance(other, int):
-        first, second = os.fstat(one), os.fstat(other)
-        return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
+        return identity_of(os.fstat(one)) == identity_of(os.fstat(other))
     return one == other

@@ -22,7 +22,7 @@ import pytest
 import uvloop
 
 import aiotuntap
-from aiotuntap import AsyncTuntap, SetupError
+from aiotuntap import AsyncTuntap, SetupError, _netns
 from aiotuntap._netlink.socket import RouteSocket
 
 from .support import ip, named_netns, needs_root, tap, unique
@@ -162,6 +162,13 @@ def test_an_interface_that_went_where_its_owner_cannot_see(open_node: str) -> No
         for fd in (told, ready, moved, go):
             os.close(fd)
         assert answer.startswith("SetupError") and "takes CAP_NET_ADMIN there" in answer, answer
+
+
+@pytest.mark.parametrize("netns", [None, "/proc/self/ns/net"])
+def test_where_proc_is_not_mounted(monkeypatch: pytest.MonkeyPatch, netns: str | None) -> None:
+    monkeypatch.setattr(_netns, "_OWN", "/nonexistent/thread-self/ns/net")
+    with pytest.raises(SetupError, match="network namespace of this thread: .* 'mount -t proc proc /proc'"):
+        RouteSocket(netns)
 
 
 def test_an_answer_that_is_not_from_the_kernel() -> None:
