@@ -50,16 +50,20 @@ async def located(where: Where, index: int = 0) -> AsyncIterator[tuple[Namespace
         SetupError: The kernel refused, or the interface is renamed and moved all the time.
     """
     link: Link | None = None
+    seen = ""
     for _ in range(_TRIES):
         with where() as (before, netns):
             by_index, link = await in_namespace(netns, lambda route: _find(route, before, index))
             with where() as (after, now):
                 # A name alone may be another interface's by now, unless it is this one's still.
                 sure = link is not None and (link.name == after or (by_index and link.name == before))
+                # Renamed faster than anybody can look, it is the one of its index if that one is renamed all the time too.
+                sure = sure or (by_index and link is not None and before != after and seen not in ("", link.name))
                 sure = sure and _same_namespace(netns, now)
             if link is not None and sure:
                 yield netns, link
                 return
+            seen = link.name if by_index and link is not None else ""
     if link is None:
         raise SetupError(
             errno.ENODEV,
