@@ -48,7 +48,12 @@ def test_the_machine_ends_if_the_interface_cannot_be_configured() -> None:
     command = [sys.executable, str(ROOT / "examples/machine.py"), unique("vm"), "10.30.0.1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
-        [*command, "sh", "-c", "exec sleep 60"], capture_output=True, text=True, check=False, timeout=15, env=environment
+        [*command, "sh", "-c", "exec sleep 60"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=15,
+        env=environment,
     )
     assert run.returncode == 1 and "the prefix length is missing" in run.stderr
 
