@@ -632,6 +632,7 @@ class AsyncTuntap(SingleQueue, Settings):
 
         Raises:
             SetupError: The kernel refused, or this process has no descriptors left.
+            DeviceGoneError: The interface was deleted before watching began.
             QueueClosedError: The interface was closed here before watching began.
         """
         self._check_open()

@@ -250,7 +250,7 @@ async def _monitor(netns: Namespace) -> tuple[Identity, Monitor]:
 async def events(watcher: Watcher, where: Where, index: int) -> AsyncGenerator[LinkEvent, None]:
     """What changes from now on, until the interface is deleted, or *watcher* is told the end.
 
-    Arguments as for `states`.
+    Arguments and errors as for `states`, except that a deletion which is seen is the last event.
     """
     home: Identity | None = None
     link: Link | None = None
@@ -265,8 +265,9 @@ async def events(watcher: Watcher, where: Where, index: int) -> AsyncGenerator[L
                         yield event
                 home = there
     except DeviceGoneError:
-        if link is not None:
-            yield LinkEvent(Change.DELETED, link)
+        if link is None:  # before anything was seen
+            raise
+        yield LinkEvent(Change.DELETED, link)
 
 
 async def until_ready(watcher: Watcher, where: Where, index: int) -> int:

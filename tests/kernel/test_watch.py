@@ -22,6 +22,7 @@ import uvloop
 from aiotuntap import (
     AsyncTuntap,
     Change,
+    DeviceGoneError,
     LinkEvent,
     QueueClosedError,
     TuntapProtocol,
@@ -365,6 +366,13 @@ async def test_closing_while_watching_begins(monkeypatch: pytest.MonkeyPatch, st
     if persist:
         ip("link", "del", name)
     assert _watchers() == 0
+
+
+async def test_deleted_before_watching() -> None:
+    async with AsyncTuntap(unique(), mode="tap") as interface:
+        ip("link", "del", interface.name)
+        with pytest.raises(DeviceGoneError):
+            await anext(interface.watch())
 
 
 async def test_closed_before_watching() -> None:
