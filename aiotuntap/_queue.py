@@ -241,8 +241,8 @@ class TuntapQueue(DescriptorStream[bytes]):
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def _release(self) -> QueueFile:
-        """Ends the queue: see `_shut`. The caller has to close the file."""
-        self._shut(closed(f"this queue of {self._interface.name!r}"))
+        """Ends the queue: see `_shut`. The caller has to close the file, and has asked for the interface's name before."""
+        self._shut(closed(f"this queue of {self._interface.last_name!r}"))
         file, self._file = self._file, QueueFile(-1)
         return file
 
