@@ -1,4 +1,4 @@
-"""The exceptions of this package, and the words of those that are raised in several places.
+"""The exceptions of this package.
 
 ::
 

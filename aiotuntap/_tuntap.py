@@ -528,40 +528,41 @@ class AsyncTuntap(SingleQueue, Settings):
         name: str | None = None,
         netns: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Changes what is given and differs, and nothing else, over rtnetlink, in the namespace the interface is in now.
+        """Changes the given settings, over rtnetlink, in the namespace that the interface is in now.
 
-        It reads first: what is so already takes no privilege. Failed, settings made before stay made; cancelled, it
-        ends when the kernel has carried out what was asked. They are made in this order: the namespace, down, the name,
-        MTU, MAC and queue length, the master, IPv6, addresses, up, routes.
+        It reads the present settings first, and changes only what differs, so no privilege is needed if nothing does.
+        The order is: the namespace, down, the name, MTU, MAC and queue length, the master, IPv6, addresses, up, routes.
+        If one setting fails, those before it stay changed. When cancelled, it still makes all settings before it ends.
 
         Args:
             up: Administrative state.
             mtu: In bytes: 68 to 65535 (TUN) or 65521 (TAP).
             mac: As ``"02:00:00:00:00:01"``; TAP only.
-            addresses: To be there, as ``ip address`` writes them, without ``dev``: ``"10.0.0.1/24"``,
-                ``"10.0.0.1 peer 10.0.0.2/32"``, ``"fd00::1/64 nodad"``. After the address may follow ``peer``,
-                ``broadcast``, ``scope``, ``metric``, ``nodad`` and ``noprefixroute``. What an entry does not name may
-                be as it is; an address that is there and differs in what it does name is removed and added anew.
-            routes: To be there, as ``ip route`` writes them, without ``dev``: ``"10.1.0.0/16"``,
-                ``"default via 10.0.0.254"``, ``"fd00:1::/64 via fd00::2 metric 50 table 51820"``. After the destination
-                may follow ``via``, ``src``, ``metric``, ``table``, ``mtu``, ``scope`` and ``onlink``. ``default`` is
-                of IPv6 if what follows is. Names of tables are ``main``, ``local`` and ``default``. What an entry does
-                not name may be as it is; a route that differs in what it does name is removed and added anew.
-            replace: Makes *addresses* and *routes* exactly these: the others on this interface are removed, routes in
-                every table. What is None is not touched, ``[]`` removes all. What the kernel makes by itself stays:
+            addresses: Addresses that the interface must have, written as for ``ip address``, without ``dev``:
+                ``"10.0.0.1/24"``, ``"10.0.0.1 peer 10.0.0.2/32"``, ``"fd00::1/64 nodad"``. After the address may follow
+                ``peer``, ``broadcast``, ``scope``, ``metric``, ``nodad`` and ``noprefixroute``. If the interface has
+                the address, but one of these that the entry names differs, the address is removed and added again.
+            routes: Routes that the interface must have, written as for ``ip route``, without ``dev``:
+                ``"10.1.0.0/16"``, ``"default via 10.0.0.254"``, ``"fd00:1::/64 via fd00::2 metric 50 table 51820"``.
+                After the destination may follow ``via``, ``src``, ``metric``, ``table``, ``mtu``, ``scope`` and
+                ``onlink``. ``default`` is the IPv6 default route if an IPv6 address follows. A table is a number, or
+                ``main``, ``local`` or ``default``. If there is such a route, but one of these that the entry names
+                differs, the route is removed and added again.
+            replace: Removes all other addresses and routes of this interface, in every routing table. *addresses* or
+                *routes* that are None are not changed, and ``[]`` removes all. What the kernel makes by itself stays:
                 IPv6 link-local addresses, what router advertisements and redirects bring, and the routes that belong
-                to an address; so does an IPv4 route with several gateways.
+                to an address. An IPv4 route with several gateways stays, too.
             ipv6: False turns IPv6 off on this interface: it loses its IPv6 addresses and routes, and the kernel sends
                 no router solicitations, neighbour discovery or multicast reports by itself. True turns it on again.
             master: Name of the bridge, or other interface, to become a port of; ``""`` to leave it.
             txqueuelen: Frames that the kernel keeps for each queue until they are read. More are dropped.
             name: A new name. Kernels before 6.2 take it only while the interface is down.
-            netns: Namespace to move to, by name or path. Queues go on working. On the way the interface goes down and
+            netns: Namespace to move to, by name or path. The queues still work. When it moves, the interface goes down and
                 loses its addresses and routes.
 
         Raises:
-            SetupError: The kernel refused; names the setting, the interface and the reason.
-            ValueError, TypeError: A value makes no sense by itself. Nothing was changed.
+            SetupError: The kernel refused. The message names the setting, the interface and the reason.
+            ValueError, TypeError: An argument is invalid. Nothing was changed.
             DeviceGoneError: The interface was deleted.
             QueueClosedError: It was closed here.
         """
@@ -590,7 +591,7 @@ class AsyncTuntap(SingleQueue, Settings):
     async def link(self) -> Link:
         """The interface as the kernel describes it now.
 
-        Cancelled, it ends when the kernel has answered.
+        When cancelled, it ends after the kernel has answered.
 
         Raises:
             DeviceGoneError: It was deleted.
@@ -604,11 +605,11 @@ class AsyncTuntap(SingleQueue, Settings):
         return link
 
     async def ready(self) -> None:
-        """Waits until the interface is up and every address can be used; returns at once where that is so.
+        """Waits until the interface is up and every address can be used.
 
         An IPv6 address is tentative until the kernel has asked whether another machine on the link has it, which takes
-        about a second, and begins when the interface is up and has a carrier. While the interface is down, this waits
-        and says so once in the log. IPv4 addresses can be used at once. Cancelling changes nothing.
+        about a second, and begins when the interface is up and has a carrier. If the interface is down, this waits, and
+        logs that once. IPv4 addresses can be used at once. Cancelling changes nothing.
 
         Raises:
             SetupError: Another machine on the link has one of the addresses (EADDRINUSE); or the kernel refused.
@@ -622,13 +623,14 @@ class AsyncTuntap(SingleQueue, Settings):
             self._interface.index = index
 
     async def watch(self) -> AsyncGenerator[LinkEvent, None]:
-        """What changes on the interface from now on, in order, in whichever namespace it is.
+        """Yields each change of the interface from now on, in order, also after it moved to another namespace.
 
-        Ends after DELETED, or when the interface is closed here. Several may watch at once: each gets every event.
-        Something that changes forth and back between two looks of a program that was too slow for the kernel may be
-        missed, and so may what happens while 64 notifications wait for a program that does not read its events; the
-        state in the next event is right all the same. What ends before the interface does stops watching at once if it
-        closes the generator: ``async with contextlib.aclosing(tun.watch()) as events``.
+        It ends after DELETED, or when the interface is closed here. Several tasks may watch: each gets every event. To
+        stop earlier, close the generator: ``async with contextlib.aclosing(tun.watch()) as events``.
+
+        If a task does not read its events, 64 of the kernel's notifications are kept for it. When there are more, or
+        when the program is too slow for the kernel, a change that was undone meanwhile may be missing. The state in the
+        next event is right nevertheless.
 
         Raises:
             SetupError: The kernel refused, or this process has no descriptors left.

@@ -46,6 +46,7 @@ _READABLE = {
     "TypeAliasForwardRef('aiotuntap.Frame')": "Frame",
     "aiotuntap.Frame": "Frame",
     "<Offload.NONE: 0>": "Offload.NONE",
+    "<Offload.ALL: 111>": "Offload.ALL",
     "<function example_frame>": "example_frame",
     "Ellipsis": "...",
 }

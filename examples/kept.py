@@ -86,4 +86,6 @@ async def main(name: str) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: kept.py NAME")
     sys.exit(asyncio.run(main(sys.argv[1])))

@@ -39,4 +39,6 @@ async def main(name: str, address: str, *command: str) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit("usage: machine.py NAME ADDRESS QEMU [ARGUMENT …]")
     sys.exit(asyncio.run(main(*sys.argv[1:])))

@@ -8,7 +8,7 @@ and inside, in another terminal::
 
     unshare -Urn sh
     python examples/passt.py net0 /tmp/passt.socket &
-    curl http://192.0.2.1/
+    curl http://10.0.2.2:8000/  # a server on 127.0.0.1:8000 of the host
 
 passt is a TCP/IP stack in user space: it turns the packets of the namespace into sockets of an ordinary user. It listens
 on a Unix socket and uses the same format as with QEMU: each Ethernet frame follows its length in four bytes.

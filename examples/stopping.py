@@ -53,6 +53,8 @@ async def main(name: str) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: stopping.py NAME [--uvloop]")
     if "--uvloop" in sys.argv:
         import uvloop
 

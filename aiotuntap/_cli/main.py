@@ -43,7 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
         "doctor",
         help="check what this machine and user can do, and how to fix what does not work",
         description="Tries what aiotuntap needs and what the kernel offers, and says how to fix what does not work."
-        " It leaves no interfaces behind. The exit status is 0 if the demo can run.",
+        " It leaves no interfaces behind. The exit status is 0 if the demo can run, which is 'make demo' in a checkout: it"
+        " creates an interface, if need be in a user namespace.",
     )
     doctor.add_argument(
         "--json", action="store_true", help="print a list of objects with: check, ok, value, detail, fix"

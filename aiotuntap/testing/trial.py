@@ -36,7 +36,8 @@ class FarEnd(Protocol):
 class FrameMaker(Protocol):
     """Makes a valid frame of *size* bytes, a different one for each number."""
 
-    def __call__(self, number: int, /, size: int = ...) -> bytes: ...
+    def __call__(self, number: int, /, size: int = ...) -> bytes:
+        """Returns the frame with this number."""
 
 
 #: Returns an asynchronous context manager, which makes a new stream and its far end, and closes both.

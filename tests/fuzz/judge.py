@@ -25,11 +25,11 @@ from pathlib import Path
 from random import Random
 from time import monotonic
 
-from aiotuntap import InvalidFrameError, Mode, _abi, _engine, coalesce, segment
+from aiotuntap import InvalidFrameError, Mode, Offload, _abi, _engine, coalesce, segment
 
 from ..conftest import _NO_KERNEL
 from ..engine import ENGINES
-from ..kernel.support import raw_queue, unique
+from ..kernel.support import has_uso, raw_queue, unique
 from ..offload_packets import GSO_UDP_L4
 from ..offload_rules import checksums_are_right, comparable, parse
 from .frames import mutated, packet
@@ -40,6 +40,8 @@ _MARK = b"\xff" * 6 + b"\x02\0\0\0\0\x09" + b"\x88\xb5"
 
 _RING = 5000
 
+_USO = Offload.USO4 | Offload.USO6
+
 # UDP_MAX_SEGMENTS in <linux/udp.h>, for what is written with a virtio_net_hdr.
 _MOST_DATAGRAMS = 128
 
@@ -48,6 +50,7 @@ EXPLAINED = {
     "same",
     "one segment only, which the kernel's GSO drops",
     "more datagrams than the kernel takes at once",
+    "datagrams that the kernel takes one by one",
     # A broken frame among those to be merged.
     "refused one by one too",
 }
@@ -59,6 +62,7 @@ EXPLAINED_IF_SPOILED = (
     "same",
     "one segment only",
     "more datagrams",
+    "datagrams that the kernel takes one by one",
     "more frames than fit",
     "refused here, passed by the kernel: ",
     "passed here, refused by the kernel",
@@ -191,8 +195,11 @@ def _judge_segment(lab: Lab, frame: bytes) -> str:
         return "both refuse" if not kernels else f"refused here, passed by the kernel: {why}"
     if not kernels and len(ours) == 1 and frame[1]:
         return "one segment only, which the kernel's GSO drops"
-    if kernels is None and len(ours) > _MOST_DATAGRAMS and frame[1] & 0x7F == GSO_UDP_L4:
-        return "more datagrams than the kernel takes at once"
+    if kernels is None and frame[1] & 0x7F == GSO_UDP_L4:
+        if not has_uso():
+            return "datagrams that the kernel takes one by one"
+        if len(ours) > _MOST_DATAGRAMS:
+            return "more datagrams than the kernel takes at once"
     if not kernels:
         return f"passed here, {'refused' if kernels is None else 'dropped'} by the kernel"
     if len(ours) > _RING:
@@ -208,7 +215,7 @@ def judge_coalesce(lab: Lab, random: Random) -> tuple[str, bytes]:
         at = random.randrange(len(frames))
         frames[at] = frames[at][:14] + mutated(frames[at][14:], random, made.header_length)
     frames = [frame for frame in frames if len(frame) <= 9014]
-    merged = coalesce(frames, Mode.TAP)
+    merged = coalesce(frames, Mode.TAP, offload=Offload.ALL if has_uso() else Offload.ALL & ~_USO)
     separate = [bytes(10) + frame for frame in frames]
     expected = lab.through(separate)
     kernels = lab.through(merged)

@@ -52,14 +52,17 @@ async def test_a_protocol_that_waits_is_reported_too(caplog: pytest.LogCaptureFi
     assert len(said(caplog)) == 1
 
 
-async def test_nothing_is_reported_where_it_is_up_or_comes_up_in_time(caplog: pytest.LogCaptureFixture) -> None:
+async def test_nothing_is_reported_where_it_is_up_or_comes_up_in_time(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with tap() as interface:
         await wait_on(interface)
+    monkeypatch.setattr(_queue, "_TIME_TO_COME_UP", 0.5)
     async with AsyncTuntap(unique(), mode="tun") as interface:
         reading = asyncio.ensure_future(interface.read_frame())
         await asyncio.sleep(0)
         await interface.configure(up=True)
-        await asyncio.sleep(0.06)
+        await asyncio.sleep(0.6)
         reading.cancel()
     assert said(caplog) == []
 

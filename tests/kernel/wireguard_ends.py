@@ -157,10 +157,10 @@ class End:
         return int(self.show("transfer")[other.public][0])
 
     def ping(self, address: str, *options: str, count: int = 1, seconds: int = 5) -> bool:
-        """Whether as many as are sent are answered."""
+        """Whether the first so many are answered. With -w, ping sends more while it waits for an answer that is late."""
         ping = ["ping", "-n", "-c", str(count), "-i", "0.02", "-w", str(seconds), *options, address]
         run = subprocess.run(["ip", "netns", "exec", self.netns, *ping], capture_output=True, text=True, check=False)
-        return re.search(rf"{count} packets transmitted, {count} received", run.stdout) is not None
+        return set(map(int, re.findall(r"icmp_seq=(\d+) ttl=", run.stdout))) == set(range(1, count + 1))
 
     def reaches(self, address: str, *options: str) -> bool:
         """Whether it answers within a while: what was sent before a handshake could begin is lost."""

@@ -1,9 +1,9 @@
 #!/bin/sh
 # The first process of a guest that kernel.sh boots. / is the host's, read-only; AIOTUNTAP_* come from the kernel's command
 # line. Runs the command as root between two lines that kernel.sh looks for, and turns the guest off.
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/run TMPDIR=/run/tmp NO_COLOR=1
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/run TMPDIR=/dev/shm NO_COLOR=1
 # The folders of the sources are read-only.
-export PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/run/tmp/hypothesis
+export PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/dev/shm/hypothesis
 # A guest is slow, especially on a busy host: the deadline only ends a test that hangs. The debug mode of asyncio reads
 # source files for each future, which would take half of the time.
 export PYTEST_ADDOPTS='-p no:cacheprovider --timeout=400 -o asyncio_debug=false'
@@ -11,7 +11,7 @@ for each in proc:/proc sysfs:/sys devtmpfs:/dev tmpfs:/run tmpfs:/dev/shm devpts
     mkdir -p "${each#*:}"
     mount -t "${each%:*}" none "${each#*:}"
 done 2>/dev/null
-mkdir -m 1777 /run/tmp
+chmod 1777 /dev/shm
 [ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
 for each in 0:stdin 1:stdout 2:stderr; do
     [ -e "/dev/${each#*:}" ] || ln -s "/proc/self/fd/${each%:*}" "/dev/${each#*:}"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Usage: kernel.sh 5.10|6.1|6.12 COMMAND …
 # Runs a shell command on this kernel of Debian, as root, in this directory and with this machine's files. They are
-# read-only, except for /run (with TMPDIR) and /dev/shm. Prints the output of the command and exits with its status, or
+# read-only, except for /run and /dev/shm (TMPDIR). Prints the output of the command and exits with its status, or
 # with 125 if the command did not run to its end. 5.10 and 6.1 run as user-mode Linux, which needs no hardware support and
 # is about half as fast as the machine. Debian has no user-mode Linux for other kernels: they run under QEMU, ten times
 # slower. The kernels are stored in ~/.cache/aiotuntap (XDG_CACHE_HOME); delete it to get newer ones.

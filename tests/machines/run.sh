@@ -12,10 +12,11 @@ cd "$here/../.."
 sh tests/run.sh "$python" --collect-only -qq tests/kernel >/dev/null
 trap 'trap - INT TERM; kill 0' INT TERM # the guests, too
 
-# Skipped in a guest, because they are too slow there: WireGuard, and labs with virtual machines. The other tests cover
-# what they use.
+# Skipped in a guest, because they are too slow there: WireGuard, labs with virtual machines, and the blocks of the pages,
+# each of which is a process of its own. The other tests cover what they use.
 left_out='--ignore=tests/kernel/test_wireguard.py --ignore=tests/kernel/test_wireguard_peers.py'
 left_out="$left_out --ignore=tests/kernel/test_switch_stations.py --ignore=tests/kernel/test_machine.py"
+left_out="$left_out --ignore=tests/kernel/test_pages.py"
 
 # A guest has one processor, so there is one guest for each processor of this machine, and the guests share the tests. The
 # tests for the engine in Python are removed first, so that all guests get the same number of tests.
