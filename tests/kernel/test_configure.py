@@ -302,6 +302,8 @@ async def test_replacing_a_primary_address_by_its_secondary() -> None:
 async def test_changing_a_primary_address_keeps_its_secondaries(replace: bool) -> None:
     """They go with it, whoever set them, and are set again as they were: only what is asked for changes."""
     async with both_families() as interface:
+        promote = Path(f"/proc/sys/net/ipv4/conf/{interface.name}/promote_secondaries")  # which some systems turn on
+        await asyncio.to_thread(promote.write_text, "0")
         await interface.configure(addresses=["10.0.0.1/24", "10.0.0.2/24 metric 7", "10.0.1.1/24"])
         ip("address", "add", "10.0.0.3/24", "brd", "10.0.0.77", "dev", interface.name)
         asked = ["10.0.0.1/24 metric 5"] + ["10.0.0.2/24", "10.0.0.3/24", "10.0.1.1/24"] * replace
