@@ -568,7 +568,7 @@ class AsyncTuntap(SingleQueue, Settings):
         """
         self._check_open()
         configuring = await _import("_netlink.configure")
-        settings = configuring.Settings(
+        settings = configuring.Configuration(
             up=up,
             mtu=mtu,
             mac=mac,

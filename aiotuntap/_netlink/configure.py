@@ -29,7 +29,7 @@ Entry = TypeVar("Entry", Address, Route)
 Wanted: TypeAlias = dict[Hashable, Entry]
 
 
-class Settings:
+class Configuration:
     """What `AsyncTuntap.configure` was asked for, checked as far as that goes without the kernel."""
 
     def __init__(
@@ -118,7 +118,7 @@ def _parse_all(setting: str, texts: Sequence[str] | None, parse: Callable[[str],
     return wanted
 
 
-async def configure(where: Where, index: int, settings: Settings) -> int:
+async def configure(where: Where, index: int, settings: Configuration) -> int:
     """Applies *settings*, and returns the interface's index, which is another one after a move.
 
     Args:
@@ -149,7 +149,7 @@ async def configure(where: Where, index: int, settings: Settings) -> int:
 class _Change:
     """One attempt at making an interface, as it was found, what is asked for."""
 
-    def __init__(self, route: RouteSocket, link: Link, settings: Settings, target: int | None) -> None:
+    def __init__(self, route: RouteSocket, link: Link, settings: Configuration, target: int | None) -> None:
         self._route = route
         self._link = link
         self._index = link.index
