@@ -19,6 +19,7 @@ import select
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from threading import get_ident
 from typing import cast
 
@@ -51,10 +52,12 @@ class DescriptorStream(FrameReader[T]):
         "_frames_dropped",
         "_frames_read",
         "_frames_refused",
+        "_frames_weighed",
         "_frames_written",
         "_max_frame",
         "_pid",
         "_poll",
+        "_weight",
         "_writers",
     )
 
@@ -73,6 +76,8 @@ class DescriptorStream(FrameReader[T]):
         self._poll: select.poll | None = None
         self._writers: deque[asyncio.Future[None]] = deque()
         self._frames_read = self._frames_written = self._frames_refused = self._frames_dropped = 0
+        #: As of the last look at the bytes in the buffer: `_frames_read`, and as many bytes at least.
+        self._frames_weighed = self._weight = 0
 
     def fileno(self) -> int:
         """The descriptor, or -1 when closed. It belongs to this stream: do not register, read, write or close it."""
@@ -184,13 +189,29 @@ class DescriptorStream(FrameReader[T]):
         except MemoryError:  # the next reader gets it, and until then the frames are safe in the kernel
             self._more = True
             self._pause()
-        count = len(self._buffer)
-        if count >= self._high or (count * self._max_frame >= BUFFER_BYTES and self._buffered_bytes() >= BUFFER_BYTES):
+        if self._is_full():
             self._pause()
 
-    def _buffered_bytes(self) -> int:
-        """Bytes in the buffer, if each element is a frame."""
-        return sum(map(len, cast("deque[bytes]", self._buffer)))
+    def _is_full(self) -> bool:
+        """Whether the buffer has as many frames, or as many bytes, as it may have."""
+        buffer, count = self._buffer, len(self._buffer)
+        if count >= self._high:
+            return True
+        if count * self._max_frame < BUFFER_BYTES:
+            return False
+        # Each frame is weighed once, and all that are left only where the sum, which those taken are still part of,
+        # reaches the limit: to weigh a long buffer for each batch would take longer than reading it.
+        new = self._frames_read - self._frames_weighed
+        self._frames_weighed = self._frames_read
+        if new < count:
+            self._weight += self._weigh(islice(reversed(buffer), new))
+        if new >= count or self._weight >= BUFFER_BYTES:
+            self._weight = self._weigh(buffer)
+        return self._weight >= BUFFER_BYTES
+
+    def _weigh(self, elements: Iterable[T]) -> int:
+        """Bytes of elements of the buffer, if each is a frame."""
+        return sum(map(len, cast("Iterable[bytes]", elements)))
 
     def _watch_again(self) -> None:
         """Registers again after the descriptor has reported an error: libuv, which uvloop uses, then stops watching it."""

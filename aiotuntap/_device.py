@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from . import _abi
 from ._errors import SetupError, cannot
-from ._netns import Namespace, enter
+from ._netns import Namespace, enter, identity_of
 from ._offload.flags import negotiate
 from ._types import Mode, Offload
 
@@ -101,14 +101,14 @@ class QueueFile:
 
         poll(2) reports POLLOUT while the interface is up and the send buffer has room, and POLLERR if it was deleted.
         """
-        try:
-            if self.get_int(_abi.TUNGETSNDBUF) != _UNLIMITED:
-                return False
-        except OSError:
+        if self.fd < 0:
             return False
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
-        return not poll.poll(0)
+        try:  # asked last: for an ioctl, the kernel takes its global network lock
+            return not poll.poll(0) and self.get_int(_abi.TUNGETSNDBUF) == _UNLIMITED
+        except OSError:
+            return False
 
     def open_netns(self) -> int | None:
         """Opens the namespace that the interface is in now; None without CAP_NET_ADMIN in it."""
@@ -128,7 +128,7 @@ def same_interface(one: QueueFile, other: QueueFile) -> bool:
             fd = file.open_netns()
             if fd is not None:
                 fds.append(fd)
-        return len({(status.st_dev, status.st_ino) for status in map(os.fstat, fds)}) < 2
+        return len(set(map(identity_of, map(os.fstat, fds)))) < 2
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise cannot("check that two queues belong to one interface", error) from error

@@ -49,8 +49,9 @@ class Interface:
             try:
                 self.last_name = file.get_ifreq().name
                 break
-            except OSError:
-                continue
+            except OSError as error:
+                if error.errno == errno.EBADFD:  # it was deleted, as each of the others would tell
+                    break
         return self.last_name
 
     @contextmanager

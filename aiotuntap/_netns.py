@@ -52,8 +52,20 @@ def _how_to_get(netns: str, error: OSError) -> str:
 
 
 def identity() -> Identity:
-    """The identity of the calling thread's namespace."""
-    status = os.stat(_OWN)
+    """The identity of the calling thread's namespace.
+
+    Raises:
+        SetupError: /proc is not mounted.
+    """
+    try:
+        return identity_of(os.stat(_OWN))
+    except OSError as error:
+        action = "look at the network namespace of this thread"
+        raise cannot(action, error, "it takes /proc: 'mount -t proc proc /proc'") from error
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """The identity of a namespace by what fstat(2) tells of its descriptor."""
     return status.st_dev, status.st_ino
 
 
@@ -78,7 +90,7 @@ def enter(netns: Namespace) -> None:
 
 
 def _enter(fd: int, label: str) -> None:
-    if os.path.samestat(os.fstat(fd), os.stat(_OWN)):
+    if identity_of(os.fstat(fd)) == identity():
         return  # setns(2) takes CAP_SYS_ADMIN even for the namespace that the thread is in
     try:
         _setns(fd)

@@ -216,15 +216,16 @@ class TuntapQueue(DescriptorStream[bytes]):
 
     def _failure(self, number: int) -> Exception:
         cause = OSError(number, os.strerror(number))
-        name = self._interface.name
+        interface = self._interface  # to ask for its name, the kernel takes its global network lock
         if self._closed:
-            return closed(f"this queue of {name!r}")
+            return closed(f"this queue of {interface.name!r}")
         if number in _GONE:
-            return _caused(gone(name, number), cause)
+            return _caused(gone(interface.name, number), cause)
         if number == errno.EIO:
             return _caused(
                 LinkDownError(
-                    number, f"interface {name!r} is down, so the frame was not written: call configure(up=True) first"
+                    number,
+                    f"interface {interface.name!r} is down, so the frame was not written: call configure(up=True) first",
                 ),
                 cause,
             )
@@ -240,8 +241,8 @@ class TuntapQueue(DescriptorStream[bytes]):
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def _release(self) -> QueueFile:
-        """Ends the queue: see `_shut`. The caller has to close the file."""
-        self._shut(closed(f"this queue of {self._interface.name!r}"))
+        """Ends the queue: see `_shut`. The caller has to close the file, and has asked for the interface's name before."""
+        self._shut(closed(f"this queue of {self._interface.last_name!r}"))
         file, self._file = self._file, QueueFile(-1)
         return file
 

@@ -468,8 +468,7 @@ class TuntapTransport(Owning, asyncio.DatagramTransport):
         """Closes without a thread: the loop does not run, or closing was cancelled."""
         interface = self._interface
         if self._owns_interface:
-            interface._interface.closed = True
-            interface._abandon(interface.queues)
+            interface._close_at_once()
         elif not self._queue.closed:
             interface._abandon([self._queue])
 

@@ -259,13 +259,9 @@ class AsyncTuntap(SingleQueue, Settings):
             if running is not None and not self._loop.is_closed():
                 self._wrong_caller()
             # Its own loop was closed with this interface open, and now the coroutine that used it is being closed.
-            self._interface.closed = True
-            queues, self._queues = self._queues, []
-            self._abandon(queues)
+            self._close_at_once()
             return
-        self._interface.closed = True
-        for watcher in self._watchers:
-            watcher.end()
+        self._end()
         cancelled = None
         try:
             if self._queues:
@@ -277,6 +273,12 @@ class AsyncTuntap(SingleQueue, Settings):
                 cancelled = await outlast(next(iter(self._under_way))) or cancelled
         if cancelled is not None:
             raise cancelled
+
+    def _end(self) -> None:
+        """Nothing can be done with the interface from now on, and nobody waits for what changes on it any more."""
+        self._interface.closed = True
+        for watcher in self._watchers:
+            watcher.end()
 
     async def __aenter__(self) -> Self:
         return self if self._queues else await self.open()  # an adopted interface is open already
@@ -487,6 +489,11 @@ class AsyncTuntap(SingleQueue, Settings):
         interface.files = [file for file in interface.files if file not in files]
         return files
 
+    def _close_at_once(self) -> None:
+        """`aclose` where it is impossible to wait for a thread."""
+        self._end()
+        self._abandon(self._queues)
+
     def _abandon(self, queues: Sequence[TuntapQueue]) -> None:
         """Closes queues at once, where it is impossible to wait for a thread."""
         close_all(self._release(queues))
@@ -561,7 +568,7 @@ class AsyncTuntap(SingleQueue, Settings):
         """
         self._check_open()
         configuring = await _import("_netlink.configure")
-        settings = configuring.Settings(
+        settings = configuring.Configuration(
             up=up,
             mtu=mtu,
             mac=mac,
@@ -575,9 +582,11 @@ class AsyncTuntap(SingleQueue, Settings):
             netns=netns,
         )
         interface = self._interface
-        interface.index = await configuring.configure(interface.where, interface.index or 0, settings)
-        if settings.netns is not None:
-            interface.netns = settings.netns
+        try:
+            interface.index = await configuring.configure(interface.where, interface.index or 0, settings)
+        finally:
+            if settings.has_moved:
+                interface.netns = settings.netns
 
     async def link(self) -> Link:
         """The interface as the kernel describes it now.
@@ -625,6 +634,7 @@ class AsyncTuntap(SingleQueue, Settings):
 
         Raises:
             SetupError: The kernel refused, or this process has no descriptors left.
+            DeviceGoneError: The interface was deleted before watching began.
             QueueClosedError: The interface was closed here before watching began.
         """
         self._check_open()

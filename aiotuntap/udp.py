@@ -385,8 +385,8 @@ class UdpStream(DescriptorStream[Any]):
     def _pull_one(self) -> None:
         self._pull(self._batch)  # a message may hold many datagrams: asking for one at a time would be slow
 
-    def _buffered_bytes(self) -> int:
-        return super()._buffered_bytes() if self._addresses is None else sum(len(data) for data, _ in self._buffer)
+    def _weigh(self, elements: Iterable[Any]) -> int:
+        return super()._weigh(elements if self._addresses is None else (data for data, _ in elements))
 
     def _read_failed(self, number: int) -> None:
         if number in _DEAD:

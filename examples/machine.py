@@ -9,6 +9,7 @@ configure the interface, make it a port of a bridge, or watch it. The interface 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 
@@ -22,13 +23,19 @@ async def main(name: str, address: str, *command: str) -> int:
         await handle.disable()
         netdev = ["-netdev", f"tap,id=n0,fd={card.fileno()}"]
         machine = await asyncio.create_subprocess_exec(*command, *netdev, pass_fds=[card.fileno()])
-        # Only QEMU may read this queue: two readers would take frames from each other. So close it here, before frames come.
-        await tap.remove_queues(card)
-        await tap.configure(addresses=[address], up=True)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, machine.terminate)
-        print(f"ready: {tap.name}, process {machine.pid}", flush=True)
-        return await machine.wait()
+        try:
+            # Only QEMU may read this queue: two readers would take frames from each other. So close it here, before frames
+            # come.
+            await tap.remove_queues(card)
+            await tap.configure(addresses=[address], up=True)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, machine.terminate)
+            print(f"ready: {tap.name}, process {machine.pid}", flush=True)
+            return await machine.wait()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                machine.kill()
+            raise
 
 
 if __name__ == "__main__":

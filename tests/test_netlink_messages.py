@@ -182,6 +182,12 @@ def decode_address(body: bytes, kind: int = 20) -> messages.AddressChange:
     return change
 
 
+def test_an_address_of_another_family() -> None:
+    """A dump of the addresses of all families has those of MCTP and Phonet, whose numbers have other lengths."""
+    body = struct.pack("=BBBBI", 45, 0, 0, 0, 9) + attribute(2, b"\x08")
+    assert messages.decode_change(Message(20, 0, 0, body)) is None
+
+
 def test_the_own_address_of_a_point_to_point_link() -> None:
     body = (
         struct.pack("=BBBBI", socket.AF_INET, 32, 0, 0, 9) + attribute(1, b"\x0a\0\0\2") + attribute(2, b"\x0a\0\0\1")
@@ -301,6 +307,8 @@ def test_words_after_an_address() -> None:
         ("", "is empty"),
         ("10.0.0.1", "write '10.0.0.1/32' for this address alone, .* '10.0.0.1/24'"),
         ("fd00::1", "write 'fd00::1/128' .* 'fd00::1/64'"),
+        ("0.0.0.0/8", "0.0.0.0 stands for no address"),
+        ("::/128", ":: stands for no address"),
         ("10.0.0.300/24", "'10.0.0.300/24' is not an IPv4 or IPv6 address"),
         ("10.0.0.1/33", "'10.0.0.1/33' is not"),
         ("fe80::1%lo/64", "'fe80::1%lo/64' is not"),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .. import _abi
 from .._device import QueueFile
-from .._netns import Identity, identity, open_namespace
+from .._netns import Identity, identity, identity_of, open_namespace
 
 _PIDFD_GETFD = 438  # the same number on all architectures
 
@@ -44,8 +44,7 @@ def namespace_identity(netns: str | None) -> Identity:
         return identity()
     fd = open_namespace(netns)
     try:
-        status = os.fstat(fd)
-        return status.st_dev, status.st_ino
+        return identity_of(os.fstat(fd))
     finally:
         os.close(fd)
 
@@ -66,10 +65,15 @@ def _held_by(pid: int, namespace: Identity) -> Iterator[Holder]:
         with suppress(OSError):
             if os.readlink(folder / "fd" / entry) != _abi.NODE:
                 continue
-            name = _interface_of((folder / "fdinfo" / entry).read_text())
+            name = _interface_of(_read(folder / "fdinfo" / entry))
             where, enabled = _ask(pid, int(entry))
             if name and (where or _own_namespace(folder)) == namespace:
-                yield Holder(name, pid, (folder / "comm").read_text().rstrip("\n"), int(entry), enabled)
+                yield Holder(name, pid, _read(folder / "comm").removesuffix("\n"), int(entry), enabled)
+
+
+def _read(file: Path) -> str:
+    """Names of interfaces and of programs are bytes, and any user may choose some."""
+    return os.fsdecode(file.read_bytes())
 
 
 def _interface_of(fdinfo: str) -> str:
@@ -82,8 +86,7 @@ def _interface_of(fdinfo: str) -> str:
 
 
 def _own_namespace(folder: Path) -> Identity:
-    status = os.stat(folder / "ns" / "net")
-    return status.st_dev, status.st_ino
+    return identity_of(os.stat(folder / "ns" / "net"))
 
 
 def _ask(pid: int, fd: int) -> tuple[Identity | None, bool | None]:
@@ -104,9 +107,8 @@ def _ask(pid: int, fd: int) -> tuple[Identity | None, bool | None]:
         enabled = not file.get_ifreq().flags & _abi.IFF_DETACH_QUEUE
         netns = file.open_netns()
         if netns is not None:
-            status = os.fstat(netns)
+            where = identity_of(os.fstat(netns))
             os.close(netns)
-            where = status.st_dev, status.st_ino
     except OSError:
         pass
     finally:

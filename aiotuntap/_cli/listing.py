@@ -23,6 +23,11 @@ def as_text(links: Sequence[Link], netns: str | None) -> str:
     return "\n".join(_render_one(link) for link in links)
 
 
+def printable(name: str) -> str:
+    """A name as it can be printed: it may have any bytes, also those that a terminal takes for commands."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in name)
+
+
 def describe(link: Link) -> dict[str, Any]:
     """A `Link` for JSON, with the names of its owner and group, or None where this machine has no name for them."""
     return asdict(link) | {"owner_name": user_name(link.owner), "group_name": group_name(link.group)}
@@ -43,7 +48,7 @@ def _render_one(link: Link) -> str:
         ("rx", _count(counters.rx_packets, counters.rx_bytes, counters.rx_errors, counters.rx_dropped)),
         ("tx", _count(counters.tx_packets, counters.tx_bytes, counters.tx_errors, counters.tx_dropped)),
     ]
-    return f"{link.name}\n" + "".join(f"    {label:<9}  {value}\n" for label, value in rows)
+    return f"{printable(link.name)}\n" + "".join(f"    {label:<9}  {value}\n" for label, value in rows)
 
 
 def _queues(link: Link) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from .._netlink.link import tuntaps
 from .._types import Link
 from .holders import Holder, holders, namespace_identity
+from .listing import printable
 
 _WIDTH = 80
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\033[H", "\033[K", "\033[J"
@@ -127,13 +128,13 @@ def _render(row: Row) -> Iterator[str]:
     )
     frames = row.read.frames + row.written.frames
     size = human((row.read.bytes + row.written.bytes) / frames) if frames else "-"
-    yield f"{link.name:<{_NAME}} {size:>7} {flows}"
+    yield f"{printable(link.name):<{_NAME}} {size:>7} {flows}"[:_WIDTH]
     state = "up" if link.up and link.carrier else "no carrier" if link.up else "down"
     queues = "" if link.queues is None else f", queues: {link.queues} enabled, {link.disabled_queues or 0} disabled"
     yield f"  {link.mode}, {state}{queues}"[:_WIDTH]
     for each in row.holders:
         idle = ", disabled" if each.enabled is False else ""
-        yield f"  held by {each.command} (process {each.pid}, descriptor {each.fd}{idle})"[:_WIDTH]
+        yield f"  held by {printable(each.command)} (process {each.pid}, descriptor {each.fd}{idle})"[:_WIDTH]
 
 
 def human(value: float) -> str:

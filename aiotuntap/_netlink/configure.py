@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeVar
 
 from .. import _abi
 from .._errors import SetupError, cannot
-from .._netns import open_namespace, parse_namespace
+from .._netns import identity_of, open_namespace, parse_namespace
 from .._types import Link
 from . import requests
 from .iproute import Address, Route, parse_address, parse_route
@@ -29,7 +29,7 @@ Entry = TypeVar("Entry", Address, Route)
 Wanted: TypeAlias = dict[Hashable, Entry]
 
 
-class Settings:
+class Configuration:
     """What `AsyncTuntap.configure` was asked for, checked as far as that goes without the kernel."""
 
     def __init__(
@@ -63,6 +63,8 @@ class Settings:
         self.master = None if master is None else _check_master(master)
         self.name = None if name is None else _check_name(name)
         self.netns = None if netns is None else parse_namespace(netns)
+        #: Whether it was moved there, also if something failed afterwards.
+        self.has_moved = False
 
 
 def _check_flag(setting: str, value: bool | None) -> bool | None:
@@ -116,7 +118,7 @@ def _parse_all(setting: str, texts: Sequence[str] | None, parse: Callable[[str],
     return wanted
 
 
-async def configure(where: Where, index: int, settings: Settings) -> int:
+async def configure(where: Where, index: int, settings: Configuration) -> int:
     """Applies *settings*, and returns the interface's index, which is another one after a move.
 
     Args:
@@ -147,7 +149,7 @@ async def configure(where: Where, index: int, settings: Settings) -> int:
 class _Change:
     """One attempt at making an interface, as it was found, what is asked for."""
 
-    def __init__(self, route: RouteSocket, link: Link, settings: Settings, target: int | None) -> None:
+    def __init__(self, route: RouteSocket, link: Link, settings: Configuration, target: int | None) -> None:
         self._route = route
         self._link = link
         self._index = link.index
@@ -181,10 +183,10 @@ class _Change:
     def _move(self) -> bool:
         if self._target is None:
             return False
-        status = os.fstat(self._target)
-        if (status.st_dev, status.st_ino) == self._route.namespace:
+        if identity_of(os.fstat(self._target)) == self._route.namespace:
             return False
         self._set("netns", repr(self._settings.netns), requests.set_link(self._index, netns_fd=self._target))
+        self._settings.has_moved = True
         return True
 
     def _set_link(self) -> None:
@@ -219,16 +221,21 @@ class _Change:
     def _set_addresses(self, wanted: Wanted[Address]) -> None:
         there = self._route.addresses(self._index)
         spare = [each.address for each in there if self._is_spare(wanted, each.address, each.automatic)]
-        routes = self._route.routes(self._index, 4) if any(address.version == 4 for address in spare) else []
+        loses_others = any(address.version == 4 for address in spare)
+        routes = self._route.routes(self._index, 4) if loses_others else []
         for address in spare:
             request = requests.delete_address(self._index, address)
             self._ask(f"remove address {address} from {self._name!r}", request, ignore=errno.EADDRNOTAVAIL)
-        if spare:  # with an IPv4 address go those of its subnet that were set after it
+        if loses_others:  # with an IPv4 address go those of its subnet that were set after it
+            wanted = _as_before(wanted, [each.address for each in there if each.address.version == 4], spare)
+        if spare:
             there = self._route.addresses(self._index)
-        for address in _missing(wanted, [each.address for each in there]):
-            self._set("address", address, requests.new_address(self._index, address), ignore=errno.EEXIST)
-        if routes:
-            self._restore([entry.route for entry in routes if not entry.automatic])
+        try:
+            for address in _missing(wanted, [each.address for each in there]):
+                self._set("address", address, requests.new_address(self._index, address), ignore=errno.EEXIST)
+        finally:
+            if routes:
+                self._restore([entry.route for entry in routes if not entry.automatic])
 
     def _restore(self, routes: Sequence[Route]) -> None:
         """With the last IPv4 address the kernel removes all IPv4 routes, also if there is another address soon."""
@@ -256,37 +263,31 @@ class _Change:
         return self._settings.replace and not automatic
 
     def _set(self, setting: str, value: object, request: bytearray, ignore: int | None = None) -> None:
-        self._ask(
-            f"set {setting} of {self._name!r} to {value}", request, ignore, lambda error: self._hint(value, error)
-        )
+        self._ask(f"set {setting} of {self._name!r} to {value}", request, ignore, setting, value)
 
     def _ask(
-        self,
-        action: str,
-        request: bytearray,
-        ignore: int | None = None,
-        hint: Callable[[RouteError], str] = lambda _: "",
+        self, action: str, request: bytearray, ignore: int | None = None, setting: str = "", value: object = None
     ) -> None:
         try:
             self._route.ask(request, ignore)
         except RouteError as error:
             if error.errno == errno.ENODEV and self._route.link(index=self._index) is None:
                 raise _NotHereError from None
-            if error.errno == errno.EPERM:
-                advice = "it takes CAP_NET_ADMIN in the user namespace of its namespace"
-            else:
-                advice = hint(error)
-            raise cannot(action, error, advice) from None
+            raise cannot(action, error, self._hint(setting, value, error)) from None
 
-    def _hint(self, value: object, error: RouteError) -> str:
-        if error.errno == errno.EBUSY and value == self._settings.name:
+    def _hint(self, setting: str, value: object, error: RouteError) -> str:
+        if error.errno == errno.EPERM:
+            # The driver has no room for so long a queue, and its NOTIFY_BAD reads as EPERM.
+            too_long = ", and a queue has at most 524288 frames" if setting == "txqueuelen" else ""
+            return f"it takes CAP_NET_ADMIN in the user namespace of its namespace{too_long}"
+        if error.errno == errno.EBUSY and setting == "name":
             return (
                 "before Linux 6.2 an interface keeps its name while it is up: set it down first, or together with the"
                 f" name: configure(up=False, name={value!r})"
             )
-        if error.errno == errno.EEXIST and value == self._settings.name:
+        if error.errno == errno.EEXIST and setting == "name":
             return "another interface has this name: choose another one"
-        if error.errno == errno.EOPNOTSUPP and value == self._settings.mac and self._link.mac is None:
+        if error.errno == errno.EOPNOTSUPP and setting == "mac" and self._link.mac is None:
             return "a TUN interface has no MAC address, and one opened with mode='tap' has"
         link = self._route.link(index=self._index) if isinstance(value, (Address, Route)) else None
         if link is None or not isinstance(value, (Address, Route)):
@@ -300,6 +301,17 @@ class _Change:
         if isinstance(value, Route) and str(value.source) in {each.partition("/")[0] for each in link.tentative}:
             return f"{value.source} is tentative: wait with 'await ready()' before, or give the address with 'nodad'"
         return ""
+
+
+def _as_before(wanted: Wanted[Address], there: Sequence[Address], spare: Sequence[Address]) -> Wanted[Address]:
+    """What is wanted, and those of *there* that are not *spare* as they are, in the order in which they were set."""
+    kept: Wanted[Address] = {}
+    for address in there:
+        if address not in spare:
+            kept[address.identity] = address
+        elif address.identity in wanted:
+            kept[address.identity] = wanted[address.identity]
+    return kept | {identity: address for identity, address in wanted.items() if identity not in kept}
 
 
 def _missing(wanted: Wanted[Entry], there: Sequence[Entry]) -> list[Entry]:

@@ -211,6 +211,8 @@ def parse_address(text: str) -> Address:
         )
         readers["scope"] = lambda value: words.one_of("scope", value, _SCOPES, 0, 255)
     own = words.interface("", first)
+    if own.ip.is_unspecified:
+        words.fail(f"{own.ip} stands for no address: no interface can have it")
     options: dict[str, Any] = words.options(readers, ("noprefixroute",) if version == 4 else ("nodad", "noprefixroute"))
     peer = options.pop("peer", None)
     if peer is None and "/" not in first:

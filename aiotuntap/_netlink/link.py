@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from typing import TypeAlias
 
 from .._errors import SetupError
-from .._netns import Namespace
+from .._netns import Namespace, identity_of
 from .._types import Link
 from .socket import RouteSocket, in_namespace
 
@@ -50,16 +50,20 @@ async def located(where: Where, index: int = 0) -> AsyncIterator[tuple[Namespace
         SetupError: The kernel refused, or the interface is renamed and moved all the time.
     """
     link: Link | None = None
+    seen = ""
     for _ in range(_TRIES):
         with where() as (before, netns):
             by_index, link = await in_namespace(netns, lambda route: _find(route, before, index))
             with where() as (after, now):
                 # A name alone may be another interface's by now, unless it is this one's still.
                 sure = link is not None and (link.name == after or (by_index and link.name == before))
+                # Renamed faster than anybody can look, it is the one of its index if that one is renamed all the time too.
+                sure = sure or (by_index and link is not None and before != after and seen not in ("", link.name))
                 sure = sure and _same_namespace(netns, now)
             if link is not None and sure:
                 yield netns, link
                 return
+            seen = link.name if by_index and link is not None else ""
     if link is None:
         raise SetupError(
             errno.ENODEV,
@@ -86,6 +90,5 @@ def _find(route: RouteSocket, name: str, index: int) -> tuple[bool, Link | None]
 
 def _same_namespace(one: Namespace, other: Namespace) -> bool:
     if isinstance(one, int) and isinstance(other, int):
-        first, second = os.fstat(one), os.fstat(other)
-        return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
+        return identity_of(os.fstat(one)) == identity_of(os.fstat(other))
     return one == other

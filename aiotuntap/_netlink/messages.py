@@ -178,9 +178,14 @@ def decode_link(message: Message) -> LinkChange | None:
     return LinkChange(link, _number(found, 10) or 0, removed=message.type == RTM_DELLINK)
 
 
-def decode_address(message: Message) -> AddressChange:
-    """IFA_LOCAL is the own address on a point-to-point link, where IFA_ADDRESS is the peer's."""
+def decode_address(message: Message) -> AddressChange | None:
+    """An address; None for those of other families, such as MCTP, which a dump of all addresses has as well.
+
+    IFA_LOCAL is the own address on a point-to-point link, where IFA_ADDRESS is the peer's.
+    """
     family, prefix_length, short_flags, scope, index = _ADDRESS.unpack_from(message.body)
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        return None
     found = _attributes(message.body, _ADDRESS.size)
     flags = _number(found, 8) or short_flags
     other = _ip_address(family, found.get(1) or found.get(2, b""))

@@ -25,8 +25,8 @@ from .messages import AddressChange, LinkChange, Message, RouteEntry
 
 T = TypeVar("T")
 
-#: A dump comes in pieces of at most 32 KiB.
-RECEIVE_SIZE = 65536
+# A dump comes in pieces of at most 32 KiB.
+_RECEIVE_SIZE = 65536
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
@@ -36,6 +36,24 @@ _TRIES = 100
 
 class RouteError(OSError):
     """The kernel refused a request: its number, and its reason, which often says more than the number."""
+
+
+def receive(sock: socket.socket) -> bytes:
+    """The next datagram of a netlink socket; empty if it is not from the kernel, which has the port 0.
+
+    Any program with CAP_NET_ADMIN in the namespace can send to the socket, also if this one is in another container.
+    """
+    data, (port, _) = sock.recvfrom(_RECEIVE_SIZE)
+    return b"" if port else data
+
+
+def receive_from(fd: int) -> bytes:
+    """As `receive`, from a descriptor that is non-blocking and stays open."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, fileno=fd)
+    try:
+        return receive(sock)
+    finally:
+        sock.detach()
 
 
 def with_addresses(link: Link, addresses: Iterable[AddressChange]) -> Link:
@@ -135,7 +153,7 @@ class RouteSocket:
     def addresses(self, index: int = 0) -> list[AddressChange]:
         """The addresses of one interface, or of all."""
         found = map(messages.decode_address, self.dump(requests.dump_addresses(index)))
-        return [each for each in found if index in (0, each.interface)]
+        return [each for each in found if each is not None and index in (0, each.interface)]
 
     def routes(self, index: int, version: int) -> list[RouteEntry]:
         """The IPv4 or IPv6 unicast routes through an interface, in all tables."""
@@ -177,7 +195,7 @@ class RouteSocket:
         try:
             self._socket.sendto(request, (0, 0))
             while True:
-                for message in messages.split(self._socket.recv(RECEIVE_SIZE)):
+                for message in messages.split(receive(self._socket)):
                     if message.sequence != self._sequence:
                         continue
                     if message.type not in (messages.NLMSG_DONE, messages.NLMSG_ERROR):

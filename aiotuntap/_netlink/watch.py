@@ -23,7 +23,7 @@ from .._netns import Identity, Namespace
 from .._types import Change, Link, LinkEvent
 from .link import Where, located
 from .messages import AddressChange, LinkChange, decode_change, index_of, split
-from .socket import RECEIVE_SIZE, in_namespace
+from .socket import in_namespace, receive_from
 
 # RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR: bits of struct sockaddr_nl.nl_groups.
 _GROUPS = 0x001 | 0x010 | 0x100
@@ -186,7 +186,7 @@ class Monitor:
             if self._fd < 0:
                 return
             try:
-                data = os.read(self._fd, RECEIVE_SIZE)
+                data = receive_from(self._fd)
             except BlockingIOError:
                 if self._dropped:
                     self._dropped = False
@@ -250,7 +250,7 @@ async def _monitor(netns: Namespace) -> tuple[Identity, Monitor]:
 async def events(watcher: Watcher, where: Where, index: int) -> AsyncGenerator[LinkEvent, None]:
     """What changes from now on, until the interface is deleted, or *watcher* is told the end.
 
-    Arguments as for `states`.
+    Arguments and errors as for `states`, except that a deletion which is seen is the last event.
     """
     home: Identity | None = None
     link: Link | None = None
@@ -265,8 +265,9 @@ async def events(watcher: Watcher, where: Where, index: int) -> AsyncGenerator[L
                         yield event
                 home = there
     except DeviceGoneError:
-        if link is not None:
-            yield LinkEvent(Change.DELETED, link)
+        if link is None:  # before anything was seen
+            raise
+        yield LinkEvent(Change.DELETED, link)
 
 
 async def until_ready(watcher: Watcher, where: Where, index: int) -> int:

@@ -298,6 +298,31 @@ async def test_replacing_a_primary_address_by_its_secondary() -> None:
         assert {each[4] for each in routes(interface.name)} == {"10.0.0.2"}
 
 
+@pytest.mark.parametrize("replace", [False, True])
+async def test_changing_a_primary_address_keeps_its_secondaries(replace: bool) -> None:
+    """They go with it, whoever set them, and are set again as they were: only what is asked for changes."""
+    async with both_families() as interface:
+        promote = Path(f"/proc/sys/net/ipv4/conf/{interface.name}/promote_secondaries")  # which some systems turn on
+        await asyncio.to_thread(promote.write_text, "0")
+        await interface.configure(addresses=["10.0.0.1/24", "10.0.0.2/24 metric 7", "10.0.1.1/24"])
+        ip("address", "add", "10.0.0.3/24", "brd", "10.0.0.77", "dev", interface.name)
+        asked = ["10.0.0.1/24 metric 5"] + ["10.0.0.2/24", "10.0.0.3/24", "10.0.1.1/24"] * replace
+        await interface.configure(addresses=asked, replace=replace)
+        there = {each["local"]: each for each in addresses(interface.name)}
+        assert list(there) == ["10.0.1.1", "10.0.0.1", "10.0.0.2", "10.0.0.3"]
+        assert [there[f"10.0.0.{number}"].get("metric") for number in (1, 2, 3)] == [5, 7, None]
+        assert there["10.0.0.3"]["broadcast"] == "10.0.0.77" and "secondary" in there["10.0.0.3"]
+
+
+async def test_routes_stay_when_an_address_is_refused() -> None:
+    async with both_families() as interface:
+        await interface.configure(addresses=["10.0.0.1/24"], routes=["10.1.0.0/16"])
+        await interface.configure(mtu=1000)
+        with pytest.raises(SetupError):
+            await interface.configure(addresses=["fd00::1/64", "10.0.0.2/24"], replace=True)
+        assert "10.1.0.0/16" in {each[0] for each in routes(interface.name)}
+
+
 async def test_routes_stay_when_addresses_are_replaced() -> None:
     """With the last IPv4 address the kernel removes every IPv4 route."""
     async with both_families() as interface:
@@ -498,6 +523,14 @@ async def test_a_mac_where_there_is_none() -> None:
             await interface.configure(mac="02:00:00:00:00:01")
 
 
+async def test_a_queue_that_is_too_long() -> None:
+    """The kernel's answer is the same as to one who has no privilege."""
+    async with AsyncTuntap(unique(), mode="tun") as interface:
+        with pytest.raises(SetupError, match="set txqueuelen of .* at most 524288 frames"):
+            await interface.configure(txqueuelen=600000)
+        await interface.configure(txqueuelen=524288)
+
+
 async def test_a_route_while_it_is_down() -> None:
     async with AsyncTuntap(unique(), mode="tun") as interface:
         with pytest.raises(SetupError, match=r"the interface is down: .*configure\(up=True, routes="):
@@ -554,6 +587,19 @@ def test_names_that_are_the_kernels(name: str) -> None:
         ValueError, match=f"interface name must not be '{name}': the kernel uses it for the settings of all"
     ):
         AsyncTuntap(name, mode="tun")
+
+
+async def test_where_it_is_when_it_was_moved_and_no_more() -> None:
+    with named_netns() as name:
+        async with AsyncTuntap(unique(), mode="tun") as interface:
+            with pytest.raises(SetupError, match="mtu less than device minimum"):
+                await interface.configure(netns=name, mtu=10)
+            assert interface.netns == name
+            await interface.set_persist(True)
+            await interface.remove_queues(*interface.queues)
+            await interface.add_queues()  # by name, and so where it is
+            assert (await interface.link()).persistent
+            await interface.set_persist(False)
 
 
 async def test_a_namespace_that_is_not_there() -> None:

@@ -8,6 +8,7 @@ import logging
 import pytest
 
 from aiotuntap import AsyncTuntap, TuntapProtocol, _queue, create_tuntap_endpoint
+from aiotuntap._device import QueueFile
 from aiotuntap.testing import example_frame
 
 from .support import ip, tap, tap_with_peer, unique
@@ -71,6 +72,16 @@ async def test_nothing_is_reported_where_the_send_buffer_is_full(caplog: pytest.
         await interface.set_send_buffer(1)  # the kernel then never reports the queue as writable
         await wait_on(interface)
     assert said(caplog) == []
+
+
+async def test_the_kernel_is_not_asked_where_it_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ioctl may have to wait for the kernel's global network lock, and the loop with it."""
+    asked: list[int] = []
+    async with tap() as interface:
+        with monkeypatch.context() as patch:
+            patch.setattr(QueueFile, "ioctl", lambda _, request, *__: asked.append(request))
+            await wait_on(interface)
+    assert not asked
 
 
 @pytest.mark.parametrize("end", ["close", "delete"])

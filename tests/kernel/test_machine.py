@@ -5,10 +5,12 @@ QEMU boots from its network card, as far as it gets: it asks for an address.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 
-from .programs import program
+from .programs import ROOT, program
 from .support import PacketPeer, ip, link, tun_info, unique
 
 _MAC = "02:00:00:00:00:77"
@@ -39,6 +41,21 @@ def test_it_gets_the_descriptor_of_a_queue() -> None:
         process.send_signal(signal.SIGTERM)
         status, _, err = process.ended()
         assert status == 0, err
+
+
+def test_the_machine_ends_if_the_interface_cannot_be_configured() -> None:
+    """Otherwise it would go on for ever, and the interface with it."""
+    command = [sys.executable, str(ROOT / "examples/machine.py"), unique("vm"), "10.30.0.1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [*command, "sh", "-c", "exec sleep 60"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=15,
+        env=environment,
+    )
+    assert run.returncode == 1 and "the prefix length is missing" in run.stderr
 
 
 def test_it_opens_a_persistent_interface_itself() -> None:

@@ -9,6 +9,7 @@ import errno
 import gc
 import os
 import resource
+import socket
 import struct
 import threading
 import time
@@ -21,7 +22,7 @@ import pytest
 import uvloop
 
 import aiotuntap
-from aiotuntap import AsyncTuntap, SetupError
+from aiotuntap import AsyncTuntap, SetupError, _netns
 from aiotuntap._netlink.socket import RouteSocket
 
 from .support import ip, named_netns, needs_root, tap, unique
@@ -163,12 +164,28 @@ def test_an_interface_that_went_where_its_owner_cannot_see(open_node: str) -> No
         assert answer.startswith("SetupError") and "takes CAP_NET_ADMIN there" in answer, answer
 
 
+@pytest.mark.parametrize("netns", [None, "/proc/self/ns/net"])
+def test_where_proc_is_not_mounted(monkeypatch: pytest.MonkeyPatch, netns: str | None) -> None:
+    monkeypatch.setattr(_netns, "_OWN", "/nonexistent/thread-self/ns/net")
+    with pytest.raises(SetupError, match="network namespace of this thread: .* 'mount -t proc proc /proc'"):
+        RouteSocket(netns)
+
+
+def test_an_answer_that_is_not_from_the_kernel() -> None:
+    """Whoever has CAP_NET_ADMIN in the namespace can send to this socket, and guess the number of its first request."""
+    forged = struct.pack("=IHHIIi", 20, 2, 0, 1, 0, -errno.ENODEV)
+    with RouteSocket(None) as route, socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as other:
+        other.sendto(forged, route._socket.getsockname())
+        link = route.link(name="lo")
+        assert link is not None and link.index == 1
+
+
 def test_a_list_that_the_kernel_could_not_finish() -> None:
     """It tells so in the message that ends the list, which is then not the whole list."""
     # NLMSG_DONE with NLM_F_MULTI, for the first request.
     answer = struct.pack("=IHHIIi", 20, 3, 2, 1, 0, -errno.ENOMEM)
     with RouteSocket(None) as route, contextlib.closing(route._socket):
-        told = SimpleNamespace(sendto=lambda *_: None, recv=lambda _: answer, close=lambda: None)
+        told = SimpleNamespace(sendto=lambda *_: None, recvfrom=lambda _: (answer, (0, 0)), close=lambda: None)
         route._socket = told  # type: ignore[assignment]
         with pytest.raises(SetupError, match="cannot list interfaces, addresses or routes: .*memory") as caught:
             route.addresses()

@@ -162,6 +162,35 @@ async def test_the_order_of_removing(monkeypatch: pytest.MonkeyPatch) -> None:
             await waiting
 
 
+def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets an entry each time a descriptor is asked for the interface's name."""
+    looks: list[int] = []
+    ask = _device.QueueFile.get_ifreq
+
+    def counted(file: _device.QueueFile) -> _abi.Ifreq:
+        looks.append(file.fd)
+        return ask(file)
+
+    monkeypatch.setattr(_device.QueueFile, "get_ifreq", counted)
+    return looks
+
+
+@pytest.mark.parametrize("end", ["close", "delete"])
+async def test_the_end_of_many_queues_asks_for_their_name_seldom(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Each time, the loop may have to wait for the kernel's global network lock."""
+    async with tap(queues=16) as interface:
+        reading = [asyncio.ensure_future(queue.read_frame()) for queue in interface.queues]
+        await settle()
+        looks = count_looks(monkeypatch)
+        if end == "close":
+            await interface.aclose()
+        else:
+            ip("link", "del", interface.name)
+        errors = await asyncio.gather(*reading, return_exceptions=True)
+        assert {type(error) for error in errors} == {QueueClosedError if end == "close" else DeviceGoneError}
+        assert len(looks) <= (1 if end == "close" else 2 * len(errors))
+
+
 async def test_removing_wakes_only_the_waiters_of_that_queue() -> None:
     async with tap_with_peer(queues=2) as (interface, peer):
         one, two = interface.queues

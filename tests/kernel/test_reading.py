@@ -8,14 +8,14 @@ import itertools
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from aiotuntap import AsyncTuntap, TuntapQueue, _abi
+from aiotuntap import AsyncTuntap, TuntapQueue, _abi, _tuntap
 from aiotuntap._descriptor import BATCH
 from aiotuntap._turns import SLICE
 from aiotuntap.testing import example_frame
@@ -214,6 +214,44 @@ async def test_a_buffer_of_large_frames_is_full_before_it_has_many() -> None:
         assert got == sent
         await settle()
         assert queue.fileno() in watched_fds()
+
+
+async def test_a_long_buffer_is_weighed_as_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all of it for each batch, which would take longer than reading it. A reader in between changes nothing."""
+    weighed: list[int] = []
+
+    class Counted(TuntapQueue):
+        def _weigh(self, elements: Iterable[bytes]) -> int:
+            frames = list(elements)
+            weighed.append(len(frames))
+            return super()._weigh(frames)
+
+    monkeypatch.setattr(_tuntap, "TuntapQueue", Counted)
+    async with tap_with_peer(read_buffer=2000) as (interface, peer):
+        queue = interface.queues[0]
+        for start in range(0, 1800, 60):
+            for number in range(start, start + 60):
+                peer.send(example_frame(number))
+            await settle()
+            if start == 900:
+                assert [await queue.read_frame() for _ in range(400)] == [example_frame(each) for each in range(400)]
+        assert 1000 < sum(weighed) <= 1800
+        assert len(queue._buffer) == 1400
+
+
+async def test_a_buffer_that_is_read_meanwhile_is_full_of_bytes_all_the_same() -> None:
+    async with tap_with_peer(read_buffer=1000) as (interface, peer):
+        await interface.configure(mtu=65521, txqueuelen=1000)
+        queue = interface.queues[0]
+        sent = got = 0
+        while queue.fileno() in watched_fds() and sent < 400:
+            peer.send(example_frame(sent, 60_000))
+            sent += 1
+            await settle(2)
+            if sent % 3 == 0 and sent <= 150:
+                await queue.read_frame()
+                got += 1
+        assert 60 < sent - got < 2 * BATCH + 10
 
 
 async def test_what_nobody_reads_is_dropped_by_the_kernel_and_counted_there() -> None:

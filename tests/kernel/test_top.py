@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import pty
@@ -47,6 +48,26 @@ async def test_rates_and_holders_of_this_process() -> None:
             (os.getpid(), queue.fileno()) for queue in interface.queues
         ]
         assert [each["enabled"] for each in row["holders"]] == [True, False, True]
+
+
+@on_one_loop
+async def test_names_of_any_bytes() -> None:
+    """Any user may give some to an interface and to a program: no terminal gets what it would take for a command."""
+    name = "\udcff\x1b[2J" + unique("t")
+    prctl, pr_set_name, pr_get_name = ctypes.CDLL(None).prctl, 15, 16
+    before = ctypes.create_string_buffer(16)
+    prctl(pr_get_name, before, 0, 0, 0)
+    async with AsyncTuntap(name, mode="tun") as interface:
+        prctl(pr_set_name, b"\xff\x1b[2J", 0, 0, 0)
+        try:
+            (row,) = [each for each in await top() if each["index"] == interface.index]
+            commands = (["top", "--once", "--interval", "0.05"], ["list"])
+            texts = [(await asyncio.to_thread(aiotuntap, *command)).stdout for command in commands]
+        finally:
+            prctl(pr_set_name, before, 0, 0, 0)
+    assert row["name"] == name and [each["command"] for each in row["holders"]] == ["\udcff\x1b[2J"]
+    assert all("\x1b" not in text and r"\udcff\x1b[2J" in text for text in texts)
+    assert r"held by \udcff\x1b[2J (process" in texts[0]
 
 
 @on_one_loop

@@ -8,6 +8,7 @@ import gc
 import itertools
 import os
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -18,7 +19,17 @@ from typing import Any
 import pytest
 import uvloop
 
-from aiotuntap import AsyncTuntap, Change, LinkEvent, QueueClosedError, _threads, _tuntap
+from aiotuntap import (
+    AsyncTuntap,
+    Change,
+    DeviceGoneError,
+    LinkEvent,
+    QueueClosedError,
+    TuntapProtocol,
+    _threads,
+    _tuntap,
+    create_tuntap_endpoint,
+)
 from aiotuntap._netlink import socket as _socket
 from aiotuntap._netlink import watch as _watch
 
@@ -133,6 +144,22 @@ async def test_an_event_says_how_the_interface_is_afterwards() -> None:
         assert (last.name, last.mtu, last.up, last.addresses) == (interface.name, 1300, True, ("10.41.0.1/24",))
         found = await interface.link()
         assert (found.addresses, found.mtu, found.queues) == (last.addresses, last.mtu, last.queues)
+
+
+async def test_notifications_that_are_not_from_the_kernel() -> None:
+    """Whoever has CAP_NET_ADMIN in the namespace can send some to all who listen there."""
+    problems: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    async with tap() as interface, watching(interface) as events:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as other:
+            for body in (
+                struct.pack("=BxHi", 0, 0, interface.index),
+                struct.pack("=BxHiII", 0, 0, interface.index, 0, 0),
+            ):
+                other.sendto(struct.pack("=IHHII", 16 + len(body), 16, 0, 0, 0) + body, (0, 1))
+        await interface.configure(mtu=1400)
+        await told(events, (Change.MTU, 1400))
+    assert not problems
 
 
 async def test_it_follows_a_move_to_another_namespace() -> None:
@@ -341,6 +368,13 @@ async def test_closing_while_watching_begins(monkeypatch: pytest.MonkeyPatch, st
     assert _watchers() == 0
 
 
+async def test_deleted_before_watching() -> None:
+    async with AsyncTuntap(unique(), mode="tap") as interface:
+        ip("link", "del", interface.name)
+        with pytest.raises(DeviceGoneError):
+            await anext(interface.watch())
+
+
 async def test_closed_before_watching() -> None:
     interface = await AsyncTuntap(unique(), mode="tap").open()
     iterator = interface.watch()
@@ -377,6 +411,50 @@ def test_a_loop_closed_while_watching_is_let_go(loop: Callable[[], asyncio.Abstr
     gc.collect()
     assert [each() for each in gone] == [None, None]
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_closing_in_another_loop_ends_it(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """The loop that watched is closed: its socket is too, although the interface object and the task are still there."""
+    before = len(os.listdir("/proc/self/fd"))
+    first, second = loop(), loop()
+    interface = first.run_until_complete(AsyncTuntap(unique(), mode="tap").open())
+    events = interface.watch()
+
+    async def begin() -> asyncio.Task[LinkEvent]:
+        task = asyncio.ensure_future(anext(events))
+        while not _watchers():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        return task
+
+    task = first.run_until_complete(begin())
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    first.close()
+    second.run_until_complete(interface.aclose())
+    second.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    del task
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_transport_closed_while_its_loop_does_not_run_ends_it(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    runner = asyncio.Runner(loop_factory=loop)
+    with runner:
+        transport, _ = runner.run(create_tuntap_endpoint(TuntapProtocol, unique(), mode="tap"))
+
+        async def begin() -> asyncio.Task[list[LinkEvent]]:
+            async def watch() -> list[LinkEvent]:
+                return [event async for event in transport.get_extra_info("interface").watch()]
+
+            task = asyncio.ensure_future(watch())
+            while not _watchers():
+                await asyncio.sleep(0.01)
+            return task
+
+        task = runner.run(begin())
+        transport.close()
+        assert runner.run(asyncio.wait_for(task, 5)) == []
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

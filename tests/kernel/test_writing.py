@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from aiotuntap import AsyncTuntap, InvalidFrameError, LinkDownError, QueueClosedError, Stats, TuntapQueue
+from aiotuntap._device import QueueFile
 from aiotuntap.testing import example_frame
 
 from .support import PacketPeer, idle_share, ip, ipv4, link, settle, tap, tap_with_peer, tun, unique, watched_fds
@@ -72,6 +73,17 @@ async def test_a_bad_frame_does_not_end_a_batch() -> None:
         assert queue.stats == Stats(frames_written=15, frames_refused=5)
         # Each was offered to the kernel once: TAP frames it refuses are counted nowhere, those it takes are.
         assert link(interface.name)["stats64"]["rx"]["packets"] == 15
+
+
+async def test_the_kernel_is_not_asked_about_a_bad_packet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is at the other end of a tunnel can send many, and an ioctl may wait for the kernel's network lock."""
+    asked: list[int] = []
+    async with tun() as interface:
+        with monkeypatch.context() as patch:
+            patch.setattr(QueueFile, "ioctl", lambda _, request, *__: asked.append(request))
+            with pytest.raises(InvalidFrameError):
+                await interface.write_frames([bytes(20), bytes(20)])
+    assert not asked
 
 
 async def test_each_bad_packet_is_offered_once() -> None:
