@@ -269,7 +269,7 @@ async def test_a_kernel_that_counts_the_headers_gets_one_datagram_less() -> None
             return engine.send_batch(sock, largest, together, start, most, frames, to)
 
         left._engine = replace(engine, send_batch=send_batch)
-        sent = [bytes([number]) * 10 for number in range(130)]
+        sent = [bytes([number]) * 100 for number in range(130)]
         await left.write_frames(sent)
         assert await read_all(right, 130) == sent
         assert (left.stats.super_frames_written, left.stats.super_frames_refused) == (3, 0)
