@@ -28,9 +28,10 @@ async def main():
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as peer:
             peer.bind((tun.name, 0))
             await asyncio.sleep(0)
+            sent = [frame(number) for number in range(COUNT)]  # while there is memory
             limit(2 << 20)
             for number in range(COUNT):  # far more than there is memory for; the loop buffers what it can
-                peer.send(frame(number))
+                peer.send(sent[number])
                 if not number % 100:
                     await asyncio.sleep(0)
             kept, numbers, errors = [], [], 0
