@@ -24,7 +24,7 @@ else
     echo '== NO C EXTENSION: ONLY THE ENGINE IN PYTHON IS TESTED'
 fi
 if [ $# = 0 ]; then
-    workers=$(($(nproc) * 2))
+    workers=$(($(nproc) * 3))
     [ "$workers" -le 8 ] || workers=8
     alone=$(grep -rl --include='test_*.py' mark.alone tests | tr '\n' ' ')
     set -- sh -c "'$python' -m pytest -q -n $workers --dist worksteal -m 'not alone' && exec '$python' -m pytest -q -m alone $alone"
