@@ -31,6 +31,8 @@ if [ $# = 0 ]; then
 else
     set -- "$python" -m pytest "$@"
 fi
+# Whoever runs this in the background may have SIGINT ignored, which programs inherit, and the tests send it.
+set -- env --default-signal=INT "$@"
 if [ "$(id -u)" = 0 ]; then
     exec "$@"
 fi
