@@ -29,6 +29,7 @@ async def main():
             peer.bind((tun.name, 0))
             await asyncio.sleep(0)
             sent = [frame(number) for number in range(COUNT)]  # while there is memory
+            unlimited = resource.getrlimit(resource.RLIMIT_AS)
             limit(2 << 20)
             for number in range(COUNT):  # far more than there is memory for; the loop buffers what it can
                 peer.send(sent[number])
@@ -48,7 +49,9 @@ async def main():
                 except MemoryError:  # for this list itself
                     kept.clear()
                     numbers += [int.from_bytes(each[14:18], "big") for each in frames]
-            limit(1 << 30)
+            kept.clear()
+            sent.clear()
+            resource.setrlimit(resource.RLIMIT_AS, unlimited)
             reader = asyncio.ensure_future(queue.read_frame())
             await asyncio.sleep(0.01)
             peer.send(frame(COUNT))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from .support import inside, ip, needs_root
+from .support import inside, ip, needs_root, netns_exec
 from .wireguard_ends import ROOT, End, send_stream, star, wg
 
 pytestmark = [needs_root, pytest.mark.timeout(120)]
@@ -293,6 +293,10 @@ def test_tshark_reads_what_is_sent(tmp_path: Path) -> None:
     with star("ours", "go") as (first, second):
         first.environment = {"WG_KEYLOGFILE": str(keys)}
         start(first, second)
+        # Over veth, several datagrams would arrive as one super-frame, of which tshark reads the first.
+        for netns, name in ((first.netns, "ve1"), (second.netns, "ve0")):
+            command = netns_exec(netns, "ethtool", "-K", name, "tx-udp-segmentation", "off")
+            subprocess.run(command, check=True, capture_output=True)
         capture = ["tcpdump", "--immediate-mode", "-i", "ve0", "-U", "-w", str(packets), "udp"]
         tcpdump = subprocess.Popen(["ip", "netns", "exec", second.netns, *capture], stderr=subprocess.PIPE, text=True)
         try:
