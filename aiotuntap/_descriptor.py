@@ -182,21 +182,21 @@ class DescriptorStream(FrameReader[T]):
         if self._receiver is not None:
             self._receiver()
             return
-        room = self._high - len(self._buffer)
+        before = len(self._buffer)
+        room = self._high - before
         try:
             if room > 0 and self._error is None:
                 self._pull(min(room, BATCH))
         except MemoryError:  # the next reader gets it, and until then the frames are safe in the kernel
             self._more = True
             self._pause()
-        if self._is_full():
+        # What one callback reads into an empty buffer has less than BUFFER_BYTES, and need not be weighed.
+        if len(self._buffer) >= self._high or (before and self._is_heavy()):
             self._pause()
 
-    def _is_full(self) -> bool:
-        """Whether the buffer has as many frames, or as many bytes, as it may have."""
+    def _is_heavy(self) -> bool:
+        """Whether the buffer has as many bytes as it may have."""
         buffer, count = self._buffer, len(self._buffer)
-        if count >= self._high:
-            return True
         if count * self._max_frame < BUFFER_BYTES:
             return False
         # Each frame is weighed once, and all that are left only where the sum, which those taken are still part of,
