@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
 from .. import _abi
+from .._arguments import check_flags
 from .._errors import SetupError, cannot
 from .._netns import identity_of, open_namespace, parse_namespace
 from .._types import Link
@@ -47,14 +48,16 @@ class Configuration:
         name: str | None,
         netns: str | os.PathLike[str] | None,
     ) -> None:
-        self.up = _check_flag("up", up)
+        given = {"up": up, "replace": replace, "ipv6": ipv6}
+        check_flags(**{what: flag for what, flag in given.items() if flag is not None})
+        self.up = up
         self.mtu = _check_number("mtu", mtu, "bytes")
         self.txqueuelen = _check_number("txqueuelen", txqueuelen, "frames")
         self.mac = None if mac is None else _check_mac(mac)
         self.addresses = _parse_all("addresses", addresses, parse_address)
         self.routes = _parse_all("routes", routes, parse_route)
-        self.replace = bool(_check_flag("replace", replace))
-        self.ipv6 = _check_flag("ipv6", ipv6)
+        self.replace = bool(replace)
+        self.ipv6 = ipv6
         if ipv6 is False:
             entries: list[Address | Route] = [*(self.addresses or {}).values(), *(self.routes or {}).values()]
             for each in entries:
@@ -65,12 +68,6 @@ class Configuration:
         self.netns = None if netns is None else parse_namespace(netns)
         #: Whether it was moved there, also if something failed afterwards.
         self.has_moved = False
-
-
-def _check_flag(setting: str, value: bool | None) -> bool | None:
-    if value is not None and not isinstance(value, bool):
-        raise TypeError(f"{setting} must be True or False, not {value!r}")
-    return value
 
 
 def _check_number(setting: str, number: int | None, unit: str) -> int | None:
