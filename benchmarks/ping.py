@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import lab
 from .report import LOOPS
-from .results import Figure, Table, figure
+from .results import Figure, Table, figure, in_rounds
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -58,9 +57,8 @@ def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     with lab.namespaces(1) as (netns,):
         responders = _responders(netns, loops.path)
         results: dict[str, list[RoundTrip]] = {name: [] for name in responders}
-        for _ in range(rounds):
-            for name in random.sample(list(responders), len(responders)):
-                results[name].append(_measure(responders[name], netns, loops.path, 200 if quick else 1000))
+        for name in in_rounds(responders, rounds):
+            results[name].append(_measure(responders[name], netns, loops.path, 200 if quick else 1000))
     reference = results["C, epoll"]
     rows: dict[str, list[Figure | None]] = {}
     for name, mine in results.items():

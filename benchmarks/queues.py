@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +11,7 @@ from aiotuntap import AsyncTuntap, TuntapQueue
 
 from . import lab
 from .report import LOOPS
-from .results import Figure, Table, figure
+from .results import Figure, Table, figure, in_rounds
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -63,10 +62,9 @@ def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     contestants = [(loop, queues) for loop in LOOPS for queues in _QUEUES]
     results: dict[tuple[str, int], list[_Result]] = {each: [] for each in contestants}
     with lab.namespaces(1) as (netns,):
-        for _ in range(rounds):
-            for loop, queues in random.sample(contestants, len(contestants)):
-                with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-                    results[loop, queues].append(runner.run(_measure(queues, netns, loops, 0.4 if quick else 0.8)))
+        for loop, queues in in_rounds(contestants, rounds):
+            with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+                results[loop, queues].append(runner.run(_measure(queues, netns, loops, 0.4 if quick else 0.8)))
     rows: dict[str, list[Figure | None]] = {}
     for (loop, queues), mine in results.items():
         rows[f"{queues} queue{'s' if queues > 1 else ''}, {loop}"] = [

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 PATH = Path(__file__).with_name("results.json")
 
@@ -33,6 +36,13 @@ def figure(samples: Sequence[float]) -> Figure:
         return Figure(samples[0], samples[0], samples[0])
     low, _, high = quantiles(samples, n=4, method="inclusive")
     return Figure(median(samples), low, high)
+
+
+def in_rounds(contestants: Iterable[T], rounds: int) -> Iterator[T]:
+    """Each contestant once in a round, so that they are neighbours in time, and each round in another order."""
+    all_of_them = list(contestants)
+    for _ in range(rounds):
+        yield from random.sample(all_of_them, len(all_of_them))
 
 
 class Table(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from . import iperf, lab
 from .path import LEFT, RIGHT, Forwarder
 from .ping import round_trip
-from .results import Figure, Table, figure
+from .results import Figure, Table, figure, in_rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,10 +103,9 @@ def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     }
     results: dict[str, list[_Result]] = {label: [] for label in switches}
     with lab.namespaces(3) as (left, right, middle), iperf.server(right):
-        for _ in range(rounds):
-            for label in random.sample(list(switches), len(switches)):
-                switch = switches[label](left, right, middle)
-                results[label].append(_measure(switch, left, right, loops, *((1, 200) if quick else (2, 1000))))
+        for label in in_rounds(switches, rounds):
+            switch = switches[label](left, right, middle)
+            results[label].append(_measure(switch, left, right, loops, *((1, 200) if quick else (2, 1000))))
     rows: dict[str, list[Figure | None]] = {}
     for label, mine in results.items():
         others = list(zip(mine, results[_BRIDGE], results[_VDE], results[_RELAY], strict=True))

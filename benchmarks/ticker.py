@@ -6,7 +6,6 @@ The sender never waits: every queue always has another frame to read.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from contextlib import nullcontext
 from statistics import mean, quantiles
@@ -17,7 +16,7 @@ from aiotuntap import AsyncTuntap, Offload, TuntapQueue
 from . import lab
 from .per_frame import one_batch_a_turn
 from .report import LOOPS
-from .results import Figure, Table, figure
+from .results import Figure, Table, figure, in_rounds
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -133,11 +132,10 @@ def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     contestants = [(case, loop) for case in _CASES for loop in LOOPS]
     results: dict[tuple[_Case, str], list[_Result]] = {each: [] for each in contestants}
     with lab.namespaces(1) as (netns,):
-        for _ in range(rounds):
-            for case, loop in random.sample(contestants, len(contestants)):
-                with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-                    result = runner.run(_measure(case, netns, loops, 0.4 if quick else 0.8))
-                results[case, loop].append(result)
+        for case, loop in in_rounds(contestants, rounds):
+            with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+                result = runner.run(_measure(case, netns, loops, 0.4 if quick else 0.8))
+            results[case, loop].append(result)
     rows: dict[str, list[Figure | None]] = {}
     for (case, loop), mine in results.items():
         half, most, cpu, rate, least = (figure(column) for column in zip(*mine, strict=True))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import iperf, lab
 from .path import LEFT, RIGHT, SERVER
-from .results import Figure, figure
+from .results import Figure, figure, in_rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,9 +36,8 @@ def compete(contestants: dict[str, Forwarder], loops: Loops, rounds: int, second
     """Results of each contestant, one a round; the order within a round is left to chance."""
     results: dict[str, list[Result]] = {label: [] for label in contestants}
     with lab.namespaces(2) as (left, right), iperf.server(right):
-        for _ in range(rounds):
-            for label in random.sample(list(contestants), len(contestants)):
-                results[label].append(_measure(contestants[label], left, right, loops, seconds))
+        for label in in_rounds(contestants, rounds):
+            results[label].append(_measure(contestants[label], left, right, loops, seconds))
     return results
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import iperf, lab
-from .results import Figure, Table, figure
+from .results import Figure, Table, figure, in_rounds
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -65,10 +64,9 @@ def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     with lab.joined(_OUTSIDE) as spaces, tempfile.NamedTemporaryFile() as key:  # which others cannot read
         key.write(os.urandom(32))
         key.flush()
-        for _ in range(rounds):
-            for loop, way in random.sample(contestants, len(contestants)):
-                options = [*_LOOPS[loop], *_WAYS[way]]
-                results[loop, way].append(_measure(spaces, key.name, options, 1 if quick else 2))
+        for loop, way in in_rounds(contestants, rounds):
+            options = [*_LOOPS[loop], *_WAYS[way]]
+            results[loop, way].append(_measure(spaces, key.name, options, 1 if quick else 2))
     rows: dict[str, list[Figure | None]] = {}
     for (loop, way), mine in results.items():
         pairs = list(zip(mine, results[loop, "no offload"], strict=True))

@@ -5,13 +5,12 @@ The sender never waits: datagrams for which the receiver has no time are dropped
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING
 
 from . import lab
 from .datagrams import Arrived, arrive
 from .report import LOOPS
-from .results import Figure, Table, figure
+from .results import Figure, Table, figure, in_rounds
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -47,9 +46,8 @@ def _measure(kind: tuple[str, str] | None, left: str, right: str, loops: Loops, 
 def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     results: dict[str, list[Arrived]] = {label: [] for label in _CONTESTANTS}
     with lab.joined(_ADDRESSES) as (left, right):
-        for _ in range(rounds):
-            for label in random.sample(list(_CONTESTANTS), len(_CONTESTANTS)):
-                results[label].append(_measure(_CONTESTANTS[label], left, right, loops, 500 if quick else 1000))
+        for label in in_rounds(_CONTESTANTS, rounds):
+            results[label].append(_measure(_CONTESTANTS[label], left, right, loops, 500 if quick else 1000))
     endpoint = results["the loop's datagram endpoint, uvloop"]  # the faster one
     rows: dict[str, list[Figure | None]] = {}
     for label, mine in results.items():

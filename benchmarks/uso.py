@@ -5,14 +5,13 @@ The sender never waits: datagrams for which a forwarder has no time are dropped 
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING
 
 from . import lab
 from .datagrams import Arrived, arrive
 from .path import SERVER, Forwarder
 from .report import LOOPS
-from .results import Figure, Table, figure
+from .results import Figure, Table, figure, in_rounds
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -44,10 +43,9 @@ def _measure(forwarder: Forwarder, left: str, right: str, loops: Loops, millisec
 def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     results: dict[str, list[Arrived]] = {label: [] for label in _CONTESTANTS}
     with lab.namespaces(2) as (left, right):
-        for _ in range(rounds):
-            for label in random.sample(list(_CONTESTANTS), len(_CONTESTANTS)):
-                forwarder = _CONTESTANTS[label]
-                results[label].append(_measure(forwarder, left, right, loops, 500 if quick else 1000))
+        for label in in_rounds(_CONTESTANTS, rounds):
+            forwarder = _CONTESTANTS[label]
+            results[label].append(_measure(forwarder, left, right, loops, 500 if quick else 1000))
     rows: dict[str, list[Figure | None]] = {}
     for label, mine in results.items():
         pairs = list(zip(mine, results[_C], strict=True))

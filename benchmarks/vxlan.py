@@ -5,13 +5,12 @@ The kernel's device at both ends is the reference: over veth it hands super-fram
 
 from __future__ import annotations
 
-import random
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from . import iperf, lab
-from .results import Figure, Table, figure
+from .results import Figure, Table, figure, in_rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,18 +73,17 @@ def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
         lab.enable_ipv6(machine, other)
         for version in (4, 6):
             results: dict[tuple[str, bool], list[float]] = {(way, out): [] for way in ways for out in (True, False)}
-            for _ in range(rounds):
-                for label in random.sample(list(ways), len(ways)):
-                    with _underlay(machine, other, version) as ends:
-                        _device(other, ends[1], ends[0], _STATIONS[1])
-                        with ways[label](station, machine, ends) as netns:
-                            with iperf.server(other):
-                                there = iperf.stream(netns, _STATIONS[1], seconds)
-                            with iperf.server(netns):
-                                back = iperf.stream(other, _STATIONS[0], seconds)
-                        lab.ip(other, "link", "delete", _DEVICE)
-                    results[label, True].append(there.gigabits)
-                    results[label, False].append(back.gigabits)
+            for label in in_rounds(ways, rounds):
+                with _underlay(machine, other, version) as ends:
+                    _device(other, ends[1], ends[0], _STATIONS[1])
+                    with ways[label](station, machine, ends) as netns:
+                        with iperf.server(other):
+                            there = iperf.stream(netns, _STATIONS[1], seconds)
+                        with iperf.server(netns):
+                            back = iperf.stream(other, _STATIONS[0], seconds)
+                    lab.ip(other, "link", "delete", _DEVICE)
+                results[label, True].append(there.gigabits)
+                results[label, False].append(back.gigabits)
             for (label, outwards), mine in results.items():
                 reference = results["kernel to kernel", outwards]
                 rows[f"{label}, IPv{version}{'' if outwards else ', the other way'}"] = [

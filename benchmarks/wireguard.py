@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from . import iperf, lab
 from .ping import round_trip
-from .results import Figure, Table, figure
+from .results import Figure, Table, figure, in_rounds
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -137,10 +136,9 @@ def _pairs(library: str, rounds: int, quick: bool) -> Table:
         for station, address in zip(stations, _OUTER, strict=True):
             lab.ip(station, "address", "add", f"{address}/24", "dev", "ve0")
             lab.ip(station, "link", "set", "ve0", "up")
-        for _ in range(rounds):
-            for label in random.sample(list(_PAIRS), len(_PAIRS)):
-                result = _measure(_PAIRS[label], stations, library, 2 if quick else 4, 300 if quick else 1000)
-                results[label].append(result)
+        for label in in_rounds(_PAIRS, rounds):
+            result = _measure(_PAIRS[label], stations, library, 2 if quick else 4, 300 if quick else 1000)
+            results[label].append(result)
     rows: dict[str, list[Figure | None]] = {}
     for label, mine in results.items():
         both = list(zip(mine, results["wireguard-go, both ends"], strict=True))

@@ -6,7 +6,6 @@ No frames are sent during the measurement: the workers are stopped until all fra
 from __future__ import annotations
 
 import os
-import random
 import signal
 import socket
 import sys
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import lab
 from .report import LOOPS
-from .results import Figure, Table, figure
+from .results import Figure, Table, figure, in_rounds
 
 if TYPE_CHECKING:
     from .native import Loops
@@ -88,9 +87,8 @@ def run(loops: Loops, rounds: int, quick: bool) -> list[Table]:
     contestants = [(loop, workers) for loop in LOOPS for workers in _WORKERS]
     results: dict[tuple[str, int], list[_Result]] = {each: [] for each in contestants}
     with lab.namespaces(1) as (netns,):
-        for _ in range(rounds):
-            for loop, workers in random.sample(contestants, len(contestants)):
-                results[loop, workers].append(_measure(netns, loop, workers))
+        for loop, workers in in_rounds(contestants, rounds):
+            results[loop, workers].append(_measure(netns, loop, workers))
     rows: dict[str, list[Figure | None]] = {}
     for (loop, workers), mine in results.items():
         pairs = list(zip(mine, results[loop, 1], strict=True))
