@@ -279,7 +279,7 @@ def _microseconds(benchmark: str, row: str, column: str) -> Callable[[Results], 
 
 def _late(results: Results) -> str:
     """The highest 99th percentile of a ticker beside readers that do nothing with their frames."""
-    return f"{max(results.figure('ticker', row, '99 %').median for row in beside_floods(results)):.0f} ms"
+    return number(max(results.figure("ticker", row, "99 %").median for row in beside_floods(results))) + " ms"
 
 
 def beside_floods(results: Results) -> list[str]:
