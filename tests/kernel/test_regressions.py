@@ -529,7 +529,7 @@ async def test_a_queue_that_reads_nothing_at_first_when_its_interface_goes(reade
         async with asyncio.timeout(10):
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(outcome, DeviceGoneError) for outcome in outcomes)
-        assert await idle_share() < 0.2
+        assert await idle_share() < 0.05
 
 
 async def test_an_endpoint_that_reads_nothing_at_first_when_its_interface_goes() -> None:
