@@ -96,8 +96,8 @@ class QueueFile:
     def set_ifreq(self, request: int, name: str, flags: int) -> None:
         self.ioctl(request, _abi.Ifreq(name, flags).pack())
 
-    def is_down(self) -> bool:
-        """Whether the interface is down. With a limited send buffer this is unknown, and the answer is False.
+    def is_blocked(self) -> bool:
+        """Whether no frame can be written: the interface is down, or its send buffer is full.
 
         poll(2) reports POLLOUT while the interface is up and the send buffer has room, and POLLERR if it was deleted.
         """
@@ -105,8 +105,12 @@ class QueueFile:
             return False
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
+        return not poll.poll(0)
+
+    def is_down(self) -> bool:
+        """Whether the interface is down. With a limited send buffer this is unknown, and the answer is False."""
         try:  # asked last: for an ioctl, the kernel takes its global network lock
-            return not poll.poll(0) and self.get_int(_abi.TUNGETSNDBUF) == _UNLIMITED
+            return self.is_blocked() and self.get_int(_abi.TUNGETSNDBUF) == _UNLIMITED
         except OSError:
             return False
 

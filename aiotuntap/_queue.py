@@ -159,7 +159,8 @@ class TuntapQueue(DescriptorStream[bytes]):
         interface = self._interface
         if not interface.was_waited_for:
             interface.was_waited_for = True
-            self._loop.call_later(_TIME_TO_COME_UP, _warn_if_down, weakref.ref(self))
+            if self._file.is_blocked():  # once it has been up, whoever takes it down knows
+                self._loop.call_later(_TIME_TO_COME_UP, _warn_if_down, weakref.ref(self))
 
     def _pull(self, limit: int) -> None:
         while True:

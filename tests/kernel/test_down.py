@@ -67,6 +67,18 @@ async def test_nothing_is_reported_where_it_is_up_or_comes_up_in_time(
     assert said(caplog) == []
 
 
+async def test_nothing_is_reported_where_it_was_up_and_goes_down(caplog: pytest.LogCaptureFixture) -> None:
+    async with tap() as interface:
+        reading = asyncio.ensure_future(wait_on(interface))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert interface._interface.was_waited_for
+        ip("link", "set", interface.name, "down")
+        await reading
+        await wait_on(interface)
+    assert said(caplog) == []
+
+
 async def test_nothing_is_reported_where_the_send_buffer_is_full(caplog: pytest.LogCaptureFixture) -> None:
     async with tap() as interface:
         await interface.set_send_buffer(1)  # the kernel then never reports the queue as writable
