@@ -305,57 +305,66 @@ static bool address_message(struct msghdr *header, union control *control, union
     return true;
 }
 
+/*
+ * Datagrams that are sent in one message. One alone is sent from its own memory; several are copied one behind the other
+ * first, which takes less time than the kernel needs for as many pieces of memory.
+ */
 struct together {
-    struct held held[MOST_IN_RUN];
-    struct iovec iov[MOST_IN_RUN];
+    struct held first; /* held until the message is sent */
+    char *copies;      /* LARGEST_RUN bytes */
+    Py_ssize_t size;
     int count;
 };
 
-static bool add_to_run(struct together *run, PyObject *frames, Py_ssize_t index, Py_ssize_t largest)
+/* Copies a datagram that is to follow in the run. False if it is not a buffer, or has no bytes or more than *largest*. */
+static bool add_to_run(struct together *run, PyObject *frames, Py_ssize_t index, Py_ssize_t largest, Py_ssize_t *size)
 {
-    struct held *held = &run->held[run->count];
+    struct held held;
 
-    if (!hold_item(frames, index, held))
+    if (!hold_item(frames, index, &held))
         return false;
-    if (held->size > largest) {
-        let_go(held);
-        return false;
+    *size = held.size;
+    if (held.size > 0 && held.size <= largest) { /* the kernel does not send an empty last segment */
+        memcpy(run->copies + run->size, held.data, (size_t)held.size);
+        run->size += held.size;
+        run->count++;
+    } else {
+        *size = 0;
     }
-    run->iov[run->count++] = (struct iovec){(void *)(uintptr_t)held->data, (size_t)held->size};
-    return true;
+    let_go(&held);
+    return *size > 0;
 }
 
 /* Frames from *index* on that can be sent in one message: all have one size; the last one may be shorter. */
-static void make_run(struct together *run, PyObject *frames, Py_ssize_t index, Py_ssize_t end, int largest, int together)
+static bool make_run(struct together *run, PyObject *frames, Py_ssize_t index, Py_ssize_t end, int largest, int together)
 {
-    Py_ssize_t size, last, all;
+    Py_ssize_t size, last;
 
-    run->count = 0;
-    if (!add_to_run(run, frames, index++, largest))
-        return;
-    all = last = size = run->held[0].size;
-    if (size > together)
-        return;
-    while (run->count < MOST_IN_RUN && index < end && last == size && last > 0 && all < LARGEST_RUN) {
-        if (!add_to_run(run, frames, index++, size < LARGEST_RUN - all ? size : LARGEST_RUN - all))
-            return;
-        last = run->held[run->count - 1].size;
-        if (last == 0) { /* the kernel does not send an empty last segment */
-            let_go(&run->held[--run->count]);
-            return;
-        }
-        all += last;
+    if (!hold_item(frames, index++, &run->first))
+        return false;
+    size = last = run->size = run->first.size;
+    if (size > largest) {
+        let_go(&run->first);
+        return false;
     }
+    run->count = 1;
+    if (size == 0 || size > together || size > LARGEST_RUN || index == end)
+        return true;
+    memcpy(run->copies, run->first.data, (size_t)size);
+    while (run->count < MOST_IN_RUN && index < end && last == size)
+        if (!add_to_run(run, frames, index++, size < LARGEST_RUN - run->size ? size : LARGEST_RUN - run->size, &last))
+            break;
+    return true;
 }
 
 PyObject *send_batch(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     int fd, largest, together, most, error = 0, tried = 0;
     Py_ssize_t start, end, size, address_size = 0, messages = 0, coalesced = 0, at;
+    struct state *state = PyModule_GetState(module);
     const char *address = NULL;
     struct together run;
 
-    (void)module;
     if (!count_is(given, 7) || (fd = PyObject_AsFileDescriptor(args[0])) < 0 || !int_of(args[1], &largest) ||
         !int_of(args[2], &together) || !int_of(args[4], &most))
         return NULL;
@@ -375,26 +384,31 @@ PyObject *send_batch(PyObject *module, PyObject *const *args, Py_ssize_t given)
     if (most > MOST_IN_BATCH)
         most = MOST_IN_BATCH;
     end = most < size - start ? start + most : size;
+    run.copies = state->arena ? state->arena : malloc(ARENA);
+    state->arena = NULL;
+    if (!run.copies)
+        together = 0;
     for (at = start; at < end && !error;) {
-        struct msghdr header = {.msg_iov = run.iov};
+        struct iovec iov;
+        struct msghdr header = {.msg_iov = &iov, .msg_iovlen = 1};
         union control control = {0};
         union name name;
 
         if (address && !address_message(&header, &control, &name, address, address_size)) {
             PyErr_SetString(PyExc_TypeError, "the address must be an Address or None");
-            return NULL;
+            break;
         }
-        make_run(&run, args[5], at, end, largest, together);
-        if (!run.count) {
+        if (!make_run(&run, args[5], at, end, largest, together)) {
             error = LOOK;
             break;
         }
         if (run.count > 1) {
-            uint16_t segment = (uint16_t)run.held[0].size;
+            uint16_t segment = (uint16_t)run.first.size;
 
             add_control(&header, &control, IPPROTO_UDP, SEGMENT, &segment, sizeof segment);
         }
-        header.msg_iovlen = (size_t)run.count;
+        iov.iov_base = run.count > 1 ? run.copies : (void *)(uintptr_t)run.first.data;
+        iov.iov_len = (size_t)run.size;
         if (sendmsg(fd, &header, 0) < 0) {
             error = errno;
             tried = run.count;
@@ -405,8 +419,11 @@ PyObject *send_batch(PyObject *module, PyObject *const *args, Py_ssize_t given)
                 coalesced += run.count;
             }
         }
-        for (int i = 0; i < run.count; i++)
-            let_go(&run.held[i]);
+        let_go(&run.first);
     }
+    free(state->arena);
+    state->arena = run.copies;
+    if (PyErr_Occurred())
+        return NULL;
     return Py_BuildValue("(niinn)", at > start ? at - start : 0, error, tried, messages, coalesced);
 }
