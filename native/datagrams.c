@@ -311,48 +311,53 @@ static bool address_message(struct msghdr *header, union control *control, union
  */
 struct together {
     struct held first; /* held until the message is sent */
-    char *copies;      /* LARGEST_RUN bytes */
-    Py_ssize_t size;
+    Py_ssize_t size;   /* of all datagrams */
+    Py_ssize_t last;   /* of the last one */
     int count;
+    char *copies; /* LARGEST_RUN bytes: the arena, removed from the state during the call, as for receiving */
 };
 
-/* Copies a datagram that is to follow in the run. False if it is not a buffer, or has no bytes or more than *largest*. */
-static bool add_to_run(struct together *run, PyObject *frames, Py_ssize_t index, Py_ssize_t largest, Py_ssize_t *size)
+/* False if the frame is not a contiguous buffer, or has no bytes or more than *largest*. */
+static bool add_to_run(struct together *run, PyObject *frames, Py_ssize_t index, Py_ssize_t largest)
 {
     struct held held;
+    bool fits;
 
     if (!hold_item(frames, index, &held))
         return false;
-    *size = held.size;
-    if (held.size > 0 && held.size <= largest) { /* the kernel does not send an empty last segment */
+    fits = held.size > 0 && held.size <= largest; /* the kernel does not send an empty last segment */
+    if (fits) {
+        if (run->count == 1)
+            memcpy(run->copies, run->first.data, (size_t)run->size);
         memcpy(run->copies + run->size, held.data, (size_t)held.size);
+        run->last = held.size;
         run->size += held.size;
         run->count++;
-    } else {
-        *size = 0;
     }
     let_go(&held);
-    return *size > 0;
+    return fits;
 }
 
-/* Frames from *index* on that can be sent in one message: all have one size; the last one may be shorter. */
+/*
+ * Frames from *index* on that can be sent in one message: all have one size; the last one may be shorter. False if the
+ * first one cannot be sent.
+ */
 static bool make_run(struct together *run, PyObject *frames, Py_ssize_t index, Py_ssize_t end, int largest, int together)
 {
-    Py_ssize_t size, last;
+    Py_ssize_t size, room;
 
     if (!hold_item(frames, index++, &run->first))
         return false;
-    size = last = run->size = run->first.size;
+    size = run->size = run->last = run->first.size;
+    run->count = 1;
     if (size > largest) {
         let_go(&run->first);
         return false;
     }
-    run->count = 1;
-    if (size == 0 || size > together || size > LARGEST_RUN || index == end)
+    if (size == 0 || size > together)
         return true;
-    memcpy(run->copies, run->first.data, (size_t)size);
-    while (run->count < MOST_IN_RUN && index < end && last == size)
-        if (!add_to_run(run, frames, index++, size < LARGEST_RUN - run->size ? size : LARGEST_RUN - run->size, &last))
+    while (run->count < MOST_IN_RUN && index < end && run->last == size && (room = LARGEST_RUN - run->size) > 0)
+        if (!add_to_run(run, frames, index++, size < room ? size : room))
             break;
     return true;
 }

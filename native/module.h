@@ -26,7 +26,7 @@ struct state {
     struct flow_key key;
     /* Each of the three is NULL until it is needed, and is allocated before something is read. */
     PyObject *place; /* bytes of READ_SIZE without another reference: the next large frame is read into it */
-    char *arena;     /* ARENA bytes: small frames are read into it, one after the other */
+    char *arena;     /* ARENA bytes: small frames are read into it, or copied to be sent together, one after the other */
     void *reserve;   /* RESERVE bytes: freed for the objects of the frames in the arena when memory is exhausted */
     bool is_large;   /* the last frame was large: the next one probably is, too */
 };

@@ -627,6 +627,26 @@ def test_an_interrupt_within_a_sequence_is_not_lost(pair: tuple[socket.socket, s
     assert _native.read_batch(right.fileno(), 9, 1000)[0] == [b"one"]
 
 
+def test_a_sequence_that_sends_and_receives_meanwhile() -> None:
+    left, right = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+
+    class Busy(Counting):
+        def __getitem__(self, index: int) -> Any:
+            assert _native.send_batch(right, LARGE, LARGE, 0, 9, [b"in", b"in"], None)[0] == 2
+            assert _native.receive_batch(left, 9, LARGE, None)[0] == [b"in", b"in"]
+            return super().__getitem__(index)
+
+    with left, right:
+        for sock in (left, right):
+            sock.bind(("127.0.0.1", 0))
+            sock.setblocking(False)
+        left.connect(right.getsockname())
+        right.connect(left.getsockname())
+        frames: Any = Busy([b"a" * 500, b"b" * 500, b"c" * 499])
+        assert _native.send_batch(left, LARGE, LARGE, 0, 9, frames, None)[0] == 3
+        assert _native.receive_batch(right, 9, LARGE, None)[0] == frames.frames
+
+
 def test_an_interrupt_while_an_address_is_made_is_not_lost() -> None:
     class Addresses(dict[bytes, Address]):
         interrupts = 1
