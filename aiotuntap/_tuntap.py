@@ -555,7 +555,8 @@ class AsyncTuntap(SingleQueue, Settings):
             ipv6: False turns IPv6 off on this interface: it loses its IPv6 addresses and routes, and the kernel sends
                 no router solicitations, neighbour discovery or multicast reports by itself. True turns it on again.
             master: Name of the bridge, or other interface, to become a port of; ``""`` to leave it.
-            txqueuelen: Frames that the kernel keeps for each queue until they are read. More are dropped.
+            txqueuelen: Frames that the kernel keeps for each queue until they are read. More are dropped. The largest
+                number is 524288, or 32767 on newer kernels.
             name: A new name. Kernels before 6.2 take it only while the interface is down.
             netns: Namespace to move to, by name or path. The queues still work. When it moves, the interface goes down and
                 loses its addresses and routes.

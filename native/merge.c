@@ -11,6 +11,7 @@
 enum {
     MOST_IN_RUN = 64,
     LARGEST_PACKET = 65535,
+    SMALLEST_SEGMENT = 8, /* bytes of payload: some kernels make no smaller ones of TCP, whatever gso_size says */
     /*
      * The most runs in one slot of the table to look at. The table has at least twice as many slots as there are frames,
      * so without an attack a slot never has so many runs.
@@ -138,7 +139,7 @@ static void open_run(const struct plan *plan, struct run *run, unsigned offload)
     if (l->protocol == TCP) {
         uint32_t others;
 
-        if ((transport[13] & ~ECE) != ACK) /* a frame with PSH ends a run */
+        if ((transport[13] & ~ECE) != ACK || payload_size < SMALLEST_SEGMENT) /* a frame with PSH ends a run */
             return;
         run->sequence = get32(transport + 4);
         others = (UINT32_MAX - run->sequence) / payload_size; /* how many can follow before the number wraps */

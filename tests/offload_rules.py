@@ -288,6 +288,7 @@ def check_run(merged: Merged, held: list[bytes], mode: Mode, offload: Offload, s
         assert checksum(body[network:transport]) == 0
         assert not body[network + 6] & 0x80
     if protocol == TCP:
+        assert gso_size >= 8
         assert body[transport + 13] & ~PSH in (ACK, ACK | ECE)
         assert int.from_bytes(body[transport + 4 : transport + 8]) + (len(held) - 1) * gso_size < 2**32
     for frame in held:

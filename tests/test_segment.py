@@ -93,7 +93,7 @@ def judged(frame: bytes, mode: Mode, header_size: int = 10) -> list[bytes] | Non
 def test_tcp_written_out(link: str) -> None:
     before = bytes.fromhex(link)
     mode, at = Mode.TAP if link else Mode.TUN, len(before)
-    header = vnet_header(flags=1, gso_type=0x81, gso_size=2, csum_start=at + 20, csum_offset=16)
+    header = vnet_header(flags=1, gso_type=0x81, gso_size=8, csum_start=at + 20, csum_offset=16)
     whole = bytearray(header + before + bytes.fromhex(TCP4_WHOLE))
     whole[10 + at + 33] |= CWR
     expected = written_out(TCP4_FIRST_WITH_CWR, *TCP4_PIECES[1:])

@@ -273,6 +273,8 @@ class _Change:
             raise cannot(action, error, self._hint(setting, value, error)) from None
 
     def _hint(self, setting: str, value: object, error: RouteError) -> str:
+        if error.errno == errno.ERANGE and setting == "txqueuelen":
+            return "with this kernel, a queue has at most 32767 frames"
         if error.errno == errno.EPERM:
             # The driver has no room for so long a queue, and its NOTIFY_BAD reads as EPERM.
             too_long = ", and a queue has at most 524288 frames" if setting == "txqueuelen" else ""

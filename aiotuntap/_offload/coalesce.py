@@ -38,6 +38,9 @@ MOST_HEADERS = 256
 _MOST_FRAMES = 64
 _LARGEST = 65535
 
+# Bytes of payload. Some kernels make no smaller segments of TCP, whatever the gso_size is.
+_SMALLEST_SEGMENT = 8
+
 _PSH, _ACK, _ECE = 0x08, 0x10, 0x40
 _WORD, _LONG = struct.Struct(">H"), struct.Struct(">I")
 
@@ -131,11 +134,12 @@ class _Run:
         self._indexes = [index]
         self._goes_on = False
         if layout is not None:
-            self._goes_on = not _is_pushed(first, layout)
             self._layout = layout
             self._same = _same_in_all(first, layout)
             #: Bytes of payload.
             self._total = layout.end - layout.payload
+            is_too_small = layout.protocol == TCP and self._total < _SMALLEST_SEGMENT
+            self._goes_on = not is_too_small and not _is_pushed(first, layout)
             #: Whether the checksums of the first frame were verified.
             self._checked = False
 

@@ -30,7 +30,7 @@ from aiotuntap import InvalidFrameError, Mode, Offload, _abi, _engine, coalesce,
 from ..conftest import _NO_KERNEL
 from ..engine import ENGINES
 from ..kernel.support import has_uso, raw_queue, unique
-from ..offload_packets import GSO_UDP_L4
+from ..offload_packets import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4
 from ..offload_rules import checksums_are_right, comparable, parse
 from .frames import mutated, packet
 
@@ -45,12 +45,16 @@ _USO = Offload.USO4 | Offload.USO6
 # UDP_MAX_SEGMENTS in <linux/udp.h>, for what is written with a virtio_net_hdr.
 _MOST_DATAGRAMS = 128
 
+# Bytes of payload: some kernels make no smaller segments of TCP, whatever gso_size is.
+_SMALLEST_SEGMENT = 8
+
 #: How a valid frame may fare: anything else is a defect. The kernel takes fewer super-frames than `segment` does.
 EXPLAINED = {
     "same",
     "one segment only, which the kernel's GSO drops",
     "more datagrams than the kernel takes at once",
     "datagrams that the kernel takes one by one",
+    "TCP in segments of 8 bytes at least",
     # A broken frame among those to be merged.
     "refused one by one too",
 }
@@ -63,6 +67,7 @@ EXPLAINED_IF_SPOILED = (
     "one segment only",
     "more datagrams",
     "datagrams that the kernel takes one by one",
+    "TCP in segments of 8 bytes at least",
     "more frames than fit",
     "refused here, passed by the kernel: ",
     "passed here, refused by the kernel",
@@ -204,6 +209,10 @@ def _judge_segment(lab: Lab, frame: bytes) -> str:
         return f"passed here, {'refused' if kernels is None else 'dropped'} by the kernel"
     if len(ours) > _RING:
         return "more frames than fit into the ring"
+    gso_size = int.from_bytes(frame[4:6], sys.byteorder)
+    if frame[1] & 0x7F in (GSO_TCPV4, GSO_TCPV6) and gso_size < _SMALLEST_SEGMENT and len(ours) != len(kernels):
+        larger = segment(frame[:4] + _SMALLEST_SEGMENT.to_bytes(2, sys.byteorder) + frame[6:], Mode.TAP)
+        return same(larger, kernels) or "TCP in segments of 8 bytes at least"
     return same(ours, kernels) or "same"
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .support import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -20,7 +22,7 @@ class Program(subprocess.Popen[str]):
 
     def ended(self) -> tuple[int, str, str]:
         """Its status, and what it wrote to standard output after it was ready and to standard error."""
-        out, err = self.communicate(timeout=10)
+        out, err = self.communicate(timeout=PATIENCE)
         return self.returncode, out, err
 
 

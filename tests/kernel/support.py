@@ -29,6 +29,10 @@ from aiotuntap._abi import READ_SIZE
 from aiotuntap._frames import LOOK
 from aiotuntap._netns import enter
 
+#: Seconds that a test waits for another program or for the kernel. It only ends a test that would hang: in a guest with an
+#: emulated processor, a program may take ten seconds to start.
+PATIENCE = 50
+
 _EXPERIMENTAL = 0x88B5
 _OUTGOING = 4
 _ids = itertools.count()
@@ -347,7 +351,7 @@ def watched_fds() -> set[int]:
     return watched
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+async def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Waits for what the kernel does in its own time. The deadline only ends a test that would hang."""
     async with asyncio.timeout(seconds):
         while not condition():

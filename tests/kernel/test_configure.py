@@ -524,11 +524,16 @@ async def test_a_mac_where_there_is_none() -> None:
 
 
 async def test_a_queue_that_is_too_long() -> None:
-    """The kernel's answer is the same as to one who has no privilege."""
+    """Without a limit of its own, the kernel's answer is the same as to one who has no privilege."""
     async with AsyncTuntap(unique(), mode="tun") as interface:
-        with pytest.raises(SetupError, match="set txqueuelen of .* at most 524288 frames"):
+        with pytest.raises(SetupError, match="set txqueuelen of .* at most") as caught:
             await interface.configure(txqueuelen=600000)
-        await interface.configure(txqueuelen=524288)
+        limit = 32767 if caught.value.errno == errno.ERANGE else 524288
+        assert f"at most {limit} frames" in str(caught.value)
+        await interface.configure(txqueuelen=limit)
+        with pytest.raises(SetupError, match=f"at most {limit} frames"):
+            await interface.configure(txqueuelen=limit + 1)
+        assert (await interface.link()).txqueuelen == limit
 
 
 async def test_a_route_while_it_is_down() -> None:

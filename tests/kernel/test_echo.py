@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from .support import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 NAME = "echotest0"
 
@@ -70,7 +72,7 @@ def start(ipv6: None) -> Iterator[Start]:
 def finish(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> list[dict[str, int]]:
     """Ends the example with a signal, cleanly, and returns what each queue carried."""
     process.send_signal(number)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (0, "")
     assert NAME not in {name for _, name in socket.if_nameindex()}
     lines = out.splitlines()
@@ -135,7 +137,7 @@ def test_ends_cleanly_on_signal(start: Start, loop_option: list[str], number: in
 def test_interface_deleted_under_it(start: Start, loop_option: list[str]) -> None:
     process = start(NAME, "--queues", "3", *loop_option)
     subprocess.run(["ip", "link", "del", NAME], check=True)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert err.startswith("echo.py: ")
     assert f"'{NAME}' is gone" in err
@@ -145,7 +147,7 @@ def test_interface_deleted_under_it(start: Start, loop_option: list[str]) -> Non
 
 def test_setup_failure_is_one_line(start: Start, loop_option: list[str]) -> None:
     process = start("lo", *loop_option, ready=False)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (1, "")
     assert err.startswith("echo.py: ")
     assert "'lo'" in err
@@ -159,7 +161,7 @@ def test_setup_failure_is_one_line(start: Start, loop_option: list[str]) -> None
 )
 def test_wrong_arguments_are_explained(start: Start, options: list[str]) -> None:
     process = start(*options, ready=False)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (2, "")
     assert "usage: " in err
     assert "Traceback" not in err
@@ -173,7 +175,7 @@ def test_replies_that_meet_a_link_down_are_lost_and_later_ones_are_not(start: St
             sock.sendto(b"lost", ("10.77.0.2", 7))
     subprocess.run(["ip", "link", "set", NAME, "down"], check=True)
     process.send_signal(signal.SIGCONT)
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + PATIENCE
     while not _dropped_by_the_driver():  # what is written to an interface that is down counts there
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -193,7 +195,7 @@ def _dropped_by_the_driver() -> int:
 def test_host_keeps_its_address_when_the_kernel_looks_for_duplicates(start: Start) -> None:
     Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("1")
     process = start(NAME, "--mode", "tap")
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + PATIENCE
     while subprocess.check_output(["ip", "-6", "addr", "show", "dev", NAME, "tentative"]):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -235,6 +237,6 @@ def _read_until(fd: int, pattern: str) -> str:
     """The output of a program on its terminal, up to *pattern*. The terminal may deliver it in pieces."""
     shown = ""
     while not re.search(pattern, shown):
-        assert select.select([fd], [], [], 10)[0], f"nothing but {shown!r}"
+        assert select.select([fd], [], [], PATIENCE)[0], f"nothing but {shown!r}"
         shown += os.read(fd, 4096).decode()
     return shown

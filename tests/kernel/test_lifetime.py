@@ -231,7 +231,8 @@ async def test_configure_names_what_is_wrong(settings: dict[str, object], error:
 
 def test_configure_without_privilege() -> None:
     name = unique()
-    ip("tuntap", "add", "mode", "tap", "name", name, "multi_queue")
+    # With an owner: newer kernels refuse to attach to an interface without one.
+    ip("tuntap", "add", "mode", "tap", "name", name, "user", str(os.getuid()), "multi_queue")
     code = f"""
 import asyncio
 from aiotuntap import *

@@ -21,7 +21,7 @@ import pytest
 from passt import split
 
 from .programs import program
-from .support import ip, is_root, named_netns, netns_exec, socket_in
+from .support import PATIENCE, ip, is_root, named_netns, netns_exec, socket_in
 
 _PAYLOAD = os.urandom(4 << 20)
 _CLIENT = """
@@ -48,7 +48,7 @@ def passt(path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
             command += ["--runas", "0"]  # the socket is in a folder of root
         with subprocess.Popen(netns_exec(outside, *command), stderr=subprocess.DEVNULL) as process:
             try:
-                deadline = time.monotonic() + 10
+                deadline = time.monotonic() + PATIENCE
                 while not path.exists():
                     assert process.poll() is None and time.monotonic() < deadline
                     time.sleep(0.02)

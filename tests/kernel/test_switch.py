@@ -26,6 +26,7 @@ from aiotuntap import SetupError
 
 from ..switch.test_ports import new_switch
 from .support import (
+    PATIENCE,
     ip,
     iperf_server,
     is_root,
@@ -73,7 +74,7 @@ class Example:
         # Byte by byte and past the file's own buffer: select() knows nothing of a line that waits there.
         line = ""
         while not line.endswith("\n"):
-            assert select.select([file], [], [], 20)[0], f"nothing but {line!r}"
+            assert select.select([file], [], [], PATIENCE)[0], f"nothing but {line!r}"
             more = os.read(file.fileno(), 1).decode()
             assert more, (line, self.wait())
             line += more
@@ -93,14 +94,14 @@ class Example:
         """Ends it, so that it leaves nothing behind."""
         self.process.terminate()
         try:
-            self.process.communicate(timeout=10)
+            self.process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()
 
     def wait(self) -> tuple[int, str, str]:
         """Its status, what it still printed, and its complaints."""
-        out, err = self.process.communicate(timeout=10)
+        out, err = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, out, err
 
     def end(self, number: int = signal.SIGTERM) -> dict[str, dict[str, int]]:
@@ -672,7 +673,7 @@ def test_a_broadcast_storm_is_limited(start: Start, spaces: list[str]) -> None:
 
 def until_carried(example: Example, count: int) -> None:
     """Waits until that many frames came in altogether."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while example.ask("stats")["in"] < count:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -686,7 +687,7 @@ def test_64_ports(start: Start, spaces: list[str]) -> None:
     names = [f"{spaces[number % 3]}:p{number}" for number in range(64)]
     example = start(*names, ready=False)
     assert example.line(example.process.stdout) == f"ready: {' '.join(names)}\n"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while example.idle_share(0.5) >= 0.02:  # at first, stations say that they are there
         assert time.monotonic() < deadline
     count = 900  # the queue of an interface holds 1000 frames

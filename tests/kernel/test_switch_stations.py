@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .support import ip, named_netns, netns_exec
+from .support import PATIENCE, ip, named_netns, netns_exec
 from .test_switch import PORT, ROOT, Start, starter
 
 CTL = [sys.executable, "-m", "examples.switch.ctl"]
@@ -132,7 +132,7 @@ def test_rootless_containers(start: Start, tmp_path: Path) -> None:
                 subprocess.run([*CTL, "--switch", str(control), "remove", name], check=True, cwd=ROOT)
         finally:
             process.terminate()
-            out, _ = process.communicate(timeout=10)
+            out, _ = process.communicate(timeout=PATIENCE)
             for container in containers:
                 container.kill()
                 container.communicate()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ..pcapng import read
-from .support import ip, iperf_server, link, named_netns, netns_exec, socket_in
+from .support import PATIENCE, ip, iperf_server, link, named_netns, netns_exec, socket_in
 from .test_switch import PORT, Example, iperf
 from .test_switch_stations import until
 
@@ -249,5 +249,5 @@ def test_wrong_options() -> None:
     for wrong in ("x", "1,local=10.0.0.1", "1,local=10.0.0.1,remote=::1"):
         command = [sys.executable, "-m", "examples.switch", PORT, "--vxlan", wrong]
         with Example.popen(command) as process:
-            _, err = process.communicate(timeout=20)
+            _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 2 and "--vxlan" in err and "Traceback" not in err

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from . import support
-from .support import ip, iperf_server, link, named_netns, netns_exec
+from .support import PATIENCE, ip, iperf_server, link, named_netns, netns_exec
 
 ROOT = Path(__file__).parents[2]
 NAME, PORT = "vpn0", 51820
@@ -97,14 +97,14 @@ def loop_option(request: pytest.FixtureRequest) -> list[str]:
 def finish(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> None:
     """Ends it with a signal, cleanly."""
     process.send_signal(number)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (0, "", "")
 
 
 def ping(netns: str, address: str, *options: str) -> None:
     """Returns when one has been answered; it tries until then, for as long as two ends may take to find each other."""
     command = netns_exec(netns, "ping", "-n", "-c", "1", "-W", "0.2", *options, address)
-    end = time.monotonic() + 15
+    end = time.monotonic() + PATIENCE
     while (done := subprocess.run(command, capture_output=True, text=True, check=False)).returncode:
         assert time.monotonic() < end, done.stdout + done.stderr
         time.sleep(0.05)
@@ -242,7 +242,7 @@ def test_replayed_forged_and_cut_datagrams_are_dropped(spaces: list[str], start:
             ping(spaces[0], INNER[1])
         recorded += take()
         assert sum(not each.startswith(HELLO) for each in recorded) >= 3
-        patience = time.monotonic() + 20
+        patience = time.monotonic() + PATIENCE
         while sum(each.startswith(HELLO) for each in recorded) < 3:  # one comes every half a second
             assert time.monotonic() < patience
             recorded += take()
@@ -276,7 +276,7 @@ def test_a_signal_ends_it(spaces: list[str], start: Start, loop_option: list[str
 def test_it_says_that_its_interface_was_deleted(spaces: list[str], start: Start, loop_option: list[str]) -> None:
     end = start(0, *loop_option)
     ip("-n", spaces[0], "link", "del", NAME)
-    out, err = end.communicate(timeout=10)
+    out, err = end.communicate(timeout=PATIENCE)
     assert (end.returncode, out) == (1, "")
     assert err.count("\n") == 1 and f"interface '{NAME}' is gone" in err
 
@@ -297,7 +297,7 @@ def test_an_interface_that_is_down_for_a_while(spaces: list[str], start: Start, 
 def test_a_second_one_is_refused(start: Start, port: int, complaint: str) -> None:
     start(0)
     second = start(0, port=port, ready=False)
-    out, err = second.communicate(timeout=10)
+    out, err = second.communicate(timeout=PATIENCE)
     assert (second.returncode, out) == (1, "")
     assert err.count("\n") == 1 and complaint in err
 
@@ -306,7 +306,7 @@ def test_a_second_one_is_refused(start: Start, port: int, complaint: str) -> Non
 def test_a_key_that_others_can_read_or_change_is_refused(spaces: list[str], start: Start, key: Path, mode: int) -> None:
     key.chmod(mode)
     end = start(0, ready=False)
-    out, err = end.communicate(timeout=10)
+    out, err = end.communicate(timeout=PATIENCE)
     assert (end.returncode, out) == (2, "")
     assert str(key) in err and f"mode {mode:o}" in err and "chmod 600" in err
     assert not is_there(spaces[0])
@@ -316,7 +316,7 @@ def test_a_key_that_others_can_read_or_change_is_refused(spaces: list[str], star
 def test_a_key_of_another_size_is_refused(spaces: list[str], start: Start, key: Path, size: int) -> None:
     key.write_bytes(bytes(size))
     end = start(0, ready=False)
-    _, err = end.communicate(timeout=10)
+    _, err = end.communicate(timeout=PATIENCE)
     assert end.returncode == 2 and f"not {size} " in err
     assert not is_there(spaces[0])
 
@@ -324,6 +324,6 @@ def test_a_key_of_another_size_is_refused(spaces: list[str], start: Start, key: 
 def test_a_key_file_that_is_not_there(start: Start, key: Path) -> None:
     key.unlink()
     end = start(0, ready=False)
-    _, err = end.communicate(timeout=10)
+    _, err = end.communicate(timeout=PATIENCE)
     assert end.returncode == 1
     assert err.count("\n") == 1 and f"No such file or directory: '{key}'" in err

@@ -17,7 +17,7 @@ import pytest
 
 from aiotuntap import _abi
 
-from .support import inside, ip, link, named_netns, needs_root, unique
+from .support import PATIENCE, inside, ip, link, named_netns, needs_root, unique
 from .wireguard_ends import ROOT, SOCKETS, End, end, example, kill, listens, new_key, running, star, wait_until, wg
 
 pytestmark = [needs_root, pytest.mark.timeout(120)]
@@ -80,7 +80,7 @@ def test_it_ends_on_a_signal(name: str, process: subprocess.Popen[str], number: 
     ip("link", "set", name, "up")
     wait_until(lambda: wg("show", name, "listen-port").strip() != "0", "it listens")
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=PATIENCE)
     assert (process.returncode, stderr) == (0, "")
 
 
@@ -90,7 +90,7 @@ def test_it_ends_with_its_interface(name: str, process: subprocess.Popen[str], u
         ip("link", "set", name, "up")
         wait_until(lambda: wg("show", name, "listen-port").strip() != "0", "it listens")
     ip("link", "del", name)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=PATIENCE)
     assert (process.returncode, stderr) == (0, "")
 
 
@@ -100,7 +100,7 @@ def test_it_ends_with_its_socket(name: str, process: subprocess.Popen[str], how:
         socket_of(name).unlink()
     else:
         socket_of(name).rename(SOCKETS / f"{name}.away")
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=PATIENCE)
     (SOCKETS / f"{name}.away").unlink(missing_ok=True)
     assert (process.returncode, stderr) == (0, "")
 
@@ -111,7 +111,7 @@ def test_a_client_that_is_connected_does_not_keep_it(name: str, process: subproc
         client.sendall(b"get=1\n\n")
         assert client.recv(100) == b"errno=0\n\n"
         process.terminate()
-        _, stderr = process.communicate(timeout=20)
+        _, stderr = process.communicate(timeout=PATIENCE)
         assert (process.returncode, stderr) == (0, "")
         assert client.recv(100) == b""
 
@@ -211,7 +211,7 @@ def test_log_level(name: str, level: str, expected: list[str]) -> None:
     with running(example("-f", name), name, env=environment, stderr=subprocess.PIPE) as process:
         assert request(name, "set=1\nprivate_key=oops\n") == ["errno=-22"]
         process.terminate()
-        _, stderr = process.communicate(timeout=20)
+        _, stderr = process.communicate(timeout=PATIENCE)
     assert sorted({line.partition(":")[0] for line in stderr.splitlines()}) == expected
     assert all(f"({name})" in line for line in stderr.splitlines())
     assert "oops" not in stderr

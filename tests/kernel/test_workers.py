@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from .support import ip, needs_root, tun_info
+from .support import PATIENCE, ip, needs_root, tun_info
 
 ROOT = Path(__file__).parents[2]
 NAME = "worktest0"
@@ -46,7 +46,7 @@ class Example:
         # Read past the file's own buffer: select() knows nothing of a line that waits there.
         fd = self.process.stdout.fileno()
         while "\n" not in self._rest:
-            assert select.select([fd], [], [], 20)[0], f"no line {pattern!r} after {self.lines}"
+            assert select.select([fd], [], [], PATIENCE)[0], f"no line {pattern!r} after {self.lines}"
             more = os.read(fd, 4096).decode()
             assert more, (self.lines, self.wait())
             self._rest += more
@@ -67,7 +67,7 @@ class Example:
         return self.wait()
 
     def wait(self) -> tuple[int, str]:
-        _, err = self.process.communicate(timeout=10)
+        _, err = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, err
 
 
@@ -86,7 +86,7 @@ def start() -> Iterator[Callable[..., Example]]:
     wait_until(lambda: NAME not in {name for _, name in socket.if_nameindex()})
 
 
-def wait_until(done: Callable[[], bool], seconds: float = 5) -> None:
+def wait_until(done: Callable[[], bool], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline
