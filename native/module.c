@@ -321,7 +321,7 @@ static bool take_frames(struct plan *plan, PyObject *frames)
         }
         plan->frames[i] = (struct frame){(const uint8_t *)PyBytes_AsString(frame), 0, frame};
         size = PyBytes_Size(frame);
-        if (size > UINT32_MAX)
+        if (size > INT32_MAX) /* behind its header, too, its size must fit into 32 bits */
             return false;
         plan->frames[i].size = (uint32_t)size;
     }

@@ -397,6 +397,16 @@ def test_more_frames_than_are_taken_at_once_are_handed_back() -> None:
     assert _native.coalesce([*frames, b"\x45"], False, Offload.ALL.value, 10) is None
 
 
+@pytest.mark.parametrize("size", [2**31, 2**32 - 5])
+def test_a_frame_that_needs_more_than_32_bits_with_its_header_is_handed_back(size: int) -> None:
+    try:
+        frame = bytes(size)  # the kernel gives memory to what is written only
+    except (MemoryError, OverflowError):
+        pytest.skip("this machine has no such frames")
+    assert _native.coalesce([frame], False, Offload.ALL.value, 10) is None
+    assert _native.merge([frame], False, Offload.ALL.value, 24) is None
+
+
 @pytest.mark.parametrize("size", [-1, 0, 9, 11, 16, 25, 2**40])
 def test_invalid_header_sizes_are_handed_back(size: int) -> None:
     assert _native.segment(SUPER, False, size) is None
