@@ -199,8 +199,8 @@ static Py_ssize_t append_all(PyObject *list, const char *data, const struct mess
 
 /*
  * Received datagrams must not be lost for lack of memory. The reserve is enough for the objects of all datagrams in the
- * arena, and without a reserve nothing more is received. Both are removed from the state during the call, because
- * *addresses* may run Python code, which may call this function again.
+ * arena, and for the answer, and without a reserve nothing more is received. Both are removed from the state during the
+ * call, because *addresses* may run Python code, which may call this function again.
  */
 PyObject *receive_batch(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
@@ -208,7 +208,7 @@ PyObject *receive_batch(PyObject *module, PyObject *const *args, Py_ssize_t give
     struct message messages[MOST_MESSAGES];
     Py_ssize_t datagrams = 0, used = 0, bytes = 0, before = 0, together = 0, segments = 0, lost = 0;
     int fd, limit, enough, error = 0, count = 0, total = 0;
-    PyObject *list, *addresses;
+    PyObject *list, *addresses, *answer;
     void *reserve;
     char *arena;
 
@@ -251,11 +251,15 @@ PyObject *receive_batch(PyObject *module, PyObject *const *args, Py_ssize_t give
     lost += append_all(list, arena, messages, count, addresses, &reserve);
     if (lost)
         error = ENOMEM;
+    do
+        answer = Py_BuildValue("(Oinnn)", list, error, together, segments, lost);
+    while (!answer && find_memory(&reserve));
+    Py_DECREF(list);
     free(state->arena);
     free(state->reserve);
     state->arena = arena;
     state->reserve = reserve;
-    return Py_BuildValue("(Ninnn)", list, error, together, segments, lost);
+    return answer ? answer : PyErr_NoMemory();
 }
 
 /* -- sending ------------------------------------------------------------------------------------------------------- */
