@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -37,13 +38,16 @@ def absolute(link: re.Match[str]) -> str:
 
 readme = re.sub(r'(\]\(|(?:href|src|srcset)=")(?![a-z]+:|#)([^)"]+)', absolute, Path("README.md").read_text())
 
+# A free-threaded Python does not have the stable ABI of 3.11: there, the extension is for one version of Python.
+stable = not sysconfig.get_config_var("Py_GIL_DISABLED")
+limited = [("Py_LIMITED_API", "0x030B0000")] if stable else []
 native = Extension(
     "aiotuntap._native",
     sources,
     depends=everything,
-    define_macros=[("Py_LIMITED_API", "0x030B0000"), ("SOURCES", f'"{digest}"')],
+    define_macros=[*limited, ("SOURCES", f'"{digest}"')],
     extra_compile_args=["-std=c11", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra"],
-    py_limited_api=True,
+    py_limited_api=stable,
     optional=wanted != "1",
 )
 
@@ -66,7 +70,7 @@ class BuildExtension(build_ext):
 with_extension = {
     "ext_modules": [native],
     "cmdclass": {"build_ext": BuildExtension},
-    "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
+    "options": {"bdist_wheel": {"py_limited_api": "cp311"}} if stable else {},
 }
 setup(
     version=version,

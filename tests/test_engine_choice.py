@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +198,21 @@ def test_fast_engine_is_silent(machine: Machine) -> None:
 )
 def test_warning_can_be_silenced_by_its_category(machine: Machine, setting: str, more: dict[str, str]) -> None:
     assert warnings_of(machine, setting, **more) == ""
+
+
+@pytest.mark.parametrize("free_threaded", [False, True])
+def test_the_stable_abi_is_only_asked_for_where_it_exists(free_threaded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    setuptools = pytest.importorskip("setuptools")
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", asked.update)
+    monkeypatch.setitem(sysconfig.get_config_vars(), "Py_GIL_DISABLED", int(free_threaded))
+    monkeypatch.delenv("AIOTUNTAP_EXTENSION", raising=False)
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
+    (extension,) = asked["ext_modules"]
+    names = [name for name, _ in extension.define_macros]
+    if free_threaded:
+        assert (names, extension.py_limited_api, asked["options"]) == (["SOURCES"], False, {})
+    else:
+        assert (names, extension.py_limited_api) == (["Py_LIMITED_API", "SOURCES"], True)
+        assert asked["options"] == {"bdist_wheel": {"py_limited_api": "cp311"}}
