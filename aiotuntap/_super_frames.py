@@ -29,6 +29,7 @@ def segment(frame: Buffer, mode: Literal["tun", "tap"] | Mode, *, header_size: i
             segmented here: legacy UFO, a super-frame inside a tunnel, or one whose segments would have more than 16 MiB
             of headers altogether.
         ValueError: *mode* or *header_size* is invalid.
+        TypeError: *frame* is not a bytes-like object.
     """
     if type(mode) is not Mode:  # Mode(mode) takes as long as making a segment
         mode = Mode(mode)

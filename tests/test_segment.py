@@ -369,6 +369,12 @@ def test_no_checksum_inside_the_headers_below(vlan: tuple[int, ...] | None, vers
             segment(checksum_frame(packet, start, 16), mode)
 
 
+@pytest.mark.parametrize("frame", [None, 100, [0] * 100, "text", (bytes(100),)])
+def test_what_is_not_a_buffer(frame: Any) -> None:
+    with pytest.raises(TypeError, match="bytes-like"):
+        segment(frame, Mode.TUN)
+
+
 def test_no_checksum_outside_the_frame() -> None:
     packet = Packet(payload=DATA)
     end = len(packet.build())

@@ -37,7 +37,7 @@ def segment(frame: Buffer, mode: Literal["tun", "tap"] | Mode, *, header_size: i
     Raises:
         InvalidFrameError: The frame cannot be segmented. The message says why.
     """
-    data = bytes(frame)
+    data = bytes(memoryview(frame))  # bytes() alone would take a number or a list of numbers, too
     mode = Mode(mode)
     check_size(header_size)
     plain = data[header_size:]
