@@ -128,18 +128,35 @@ static Py_ssize_t count_of(const struct message *message)
     return message->size ? (message->size + message->segment - 1) / message->segment : 1;
 }
 
-/* Frees the reserve if there is no memory, or after a signal. False if it was freed before. */
-static bool find_memory(void **reserve)
-{
-    bool found = *reserve != NULL;
+/* What helps where an object cannot be made, and what came in between. */
+struct relief {
+    void *reserve;    /* freed at the first failure */
+    PyObject *raised; /* what a signal handler raised within *addresses*, which may be implemented in Python; or NULL */
+};
 
-    hand_back();
-    free(*reserve);
-    *reserve = NULL;
-    return found;
+/* Whether to try again after a failure. */
+static bool try_again(struct relief *relief)
+{
+    bool had_reserve = relief->reserve != NULL;
+
+    if (relief->raised || PyErr_ExceptionMatches(PyExc_MemoryError)) {
+        PyErr_Clear();
+    } else {
+        PyObject *type, *traceback;
+
+        PyErr_Fetch(&type, &relief->raised, &traceback);
+        PyErr_NormalizeException(&type, &relief->raised, &traceback);
+        if (traceback)
+            PyException_SetTraceback(relief->raised, traceback);
+        Py_XDECREF(type);
+        Py_XDECREF(traceback);
+    }
+    free(relief->reserve);
+    relief->reserve = NULL;
+    return had_reserve;
 }
 
-static PyObject *address_of(PyObject *addresses, const struct message *message, void **reserve)
+static PyObject *address_of(PyObject *addresses, const struct message *message, struct relief *relief)
 {
     do {
         PyObject *key = PyBytes_FromStringAndSize((const char *)message->address, (Py_ssize_t)message->address_size);
@@ -148,11 +165,11 @@ static PyObject *address_of(PyObject *addresses, const struct message *message, 
         Py_XDECREF(key);
         if (address)
             return address;
-    } while (find_memory(reserve));
+    } while (try_again(relief));
     return NULL;
 }
 
-static bool append_datagram(PyObject *list, const char *data, Py_ssize_t size, PyObject *address, void **reserve)
+static bool append_datagram(PyObject *list, const char *data, Py_ssize_t size, PyObject *address, struct relief *relief)
 {
     do {
         PyObject *bytes = PyBytes_FromStringAndSize(data, size);
@@ -163,13 +180,13 @@ static bool append_datagram(PyObject *list, const char *data, Py_ssize_t size, P
         Py_XDECREF(item);
         if (is_appended)
             return true;
-    } while (find_memory(reserve));
+    } while (try_again(relief));
     return false;
 }
 
 /* Makes the objects of all datagrams, as far as there is memory. Returns how many datagrams are lost. */
 static Py_ssize_t append_all(PyObject *list, const char *data, const struct message *messages, int count,
-                             PyObject *addresses, void **reserve)
+                             PyObject *addresses, struct relief *relief)
 {
     PyObject *address = NULL;
     Py_ssize_t lost = 0;
@@ -181,7 +198,7 @@ static Py_ssize_t append_all(PyObject *list, const char *data, const struct mess
         if (addresses && !(address && before && message->address_size == before->address_size &&
                            !memcmp(message->address, before->address, message->address_size))) {
             Py_XDECREF(address);
-            address = address_of(addresses, message, reserve);
+            address = address_of(addresses, message, relief);
             if (!address) {
                 lost += datagrams;
                 continue;
@@ -190,7 +207,7 @@ static Py_ssize_t append_all(PyObject *list, const char *data, const struct mess
         for (Py_ssize_t k = 0, at = 0; k < datagrams; k++, at += message->segment) {
             Py_ssize_t size = message->size - at < message->segment ? message->size - at : message->segment;
 
-            lost += !append_datagram(list, data + at, size, address, reserve);
+            lost += !append_datagram(list, data + at, size, address, relief);
         }
     }
     Py_XDECREF(address);
@@ -200,7 +217,8 @@ static Py_ssize_t append_all(PyObject *list, const char *data, const struct mess
 /*
  * Received datagrams must not be lost for lack of memory. The reserve is enough for the objects of all datagrams in the
  * arena, and for the answer, and without a reserve nothing more is received. Both are removed from the state during the
- * call, because *addresses* may run Python code, which may call this function again.
+ * call, because *addresses* may run Python code, which may call this function again. What a signal handler raises there
+ * is returned instead of an errno.
  */
 PyObject *receive_batch(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
@@ -208,8 +226,8 @@ PyObject *receive_batch(PyObject *module, PyObject *const *args, Py_ssize_t give
     struct message messages[MOST_MESSAGES];
     Py_ssize_t datagrams = 0, used = 0, bytes = 0, before = 0, together = 0, segments = 0, lost = 0;
     int fd, limit, enough, error = 0, count = 0, total = 0;
-    PyObject *list, *addresses, *answer;
-    void *reserve;
+    PyObject *list, *addresses, *stopped, *answer;
+    struct relief relief = {0};
     char *arena;
 
     if (!count_is(given, 4) || (fd = PyObject_AsFileDescriptor(args[0])) < 0 || !int_of(args[1], &limit) ||
@@ -219,10 +237,10 @@ PyObject *receive_batch(PyObject *module, PyObject *const *args, Py_ssize_t give
     if (!(list = PyList_New(0)))
         return NULL;
     arena = state->arena ? state->arena : malloc(ARENA);
-    reserve = state->reserve ? state->reserve : malloc(RESERVE);
+    relief.reserve = state->reserve ? state->reserve : malloc(RESERVE);
     state->arena = NULL;
     state->reserve = NULL;
-    if (!arena || !reserve)
+    if (!arena || !relief.reserve)
         error = ENOMEM;
     /* A message that may exceed the limit is left in the kernel: see the caller. */
     while (!error && total < MOST_MESSAGES && used <= ARENA - READ_SIZE && bytes < enough &&
@@ -242,23 +260,25 @@ PyObject *receive_batch(PyObject *module, PyObject *const *args, Py_ssize_t give
             together++;
             segments += before;
             /* Now, while the data is in the CPU's cache. The next message uses the same memory. */
-            lost += append_all(list, arena, messages, count, addresses, &reserve);
+            lost += append_all(list, arena, messages, count, addresses, &relief);
             used = count = 0;
-            if (!reserve) /* the next message might be lost */
+            if (!relief.reserve) /* the next message might be lost */
                 break;
         }
     }
-    lost += append_all(list, arena, messages, count, addresses, &reserve);
+    lost += append_all(list, arena, messages, count, addresses, &relief);
     if (lost)
         error = ENOMEM;
+    stopped = relief.raised ? relief.raised : PyLong_FromLong(error);
     do
-        answer = Py_BuildValue("(Oinnn)", list, error, together, segments, lost);
-    while (!answer && find_memory(&reserve));
+        answer = Py_BuildValue("(OOnnn)", list, stopped, together, segments, lost);
+    while (!answer && try_again(&relief));
+    Py_DECREF(stopped);
     Py_DECREF(list);
     free(state->arena);
     free(state->reserve);
     state->arena = arena;
-    state->reserve = reserve;
+    state->reserve = relief.reserve;
     return answer ? answer : PyErr_NoMemory();
 }
 

@@ -3,7 +3,7 @@
  * handle it returns None or LOOK: Python functions of the same names then handle them and raise the errors.
  *
  * Nothing waits here: descriptors are non-blocking. The GIL is held all the time: batches are small, and releasing it
- * would cost more. While one of the module's own buffers is in use, either no Python code runs, or the buffer is not in the
+ * would cost more. While one of the module's own buffers is in use, no Python code runs, or the buffer is not in the
  * state, where that code would find it.
  */
 #include "module.h"

@@ -8,6 +8,7 @@ import errno
 import gc
 import os
 import random
+import signal
 import socket
 import struct
 import subprocess
@@ -406,6 +407,36 @@ async def test_many_senders_in_one_batch() -> None:
             assert [(int(data), address.port) for data, address in got] == [
                 (number, client.getsockname()[1]) for number, client in enumerate(clients)
             ]
+
+
+async def test_what_a_signal_handler_raises_meanwhile_is_not_lost() -> None:
+    class Stop(BaseException): ...
+
+    class Addresses(udp._Addresses):
+        def __missing__(self, data: bytes) -> Address:
+            if not signalled:
+                signalled.append(data)
+                signal.raise_signal(signal.SIGUSR1)
+            return super().__missing__(data)
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    signalled: list[bytes] = []
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        with plain_socket() as sock:
+            async with UdpStream("127.0.0.1:0") as stream:
+                stream._addresses = Addresses()
+                sock.sendto(b"hello", ("127.0.0.1", stream.local.port))
+                with pytest.raises(Stop):
+                    stream.read_datagrams_nowait()
+                assert stream.stats.frames_read + stream.stats.frames_dropped == 1
+                sock.sendto(b"again", ("127.0.0.1", stream.local.port))
+                got = [data for data, _ in stream.read_datagrams_nowait()]
+                assert got == [b"hello", b"again"][stream.stats.frames_dropped :]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 async def test_a_link_local_address() -> None:
