@@ -15,7 +15,7 @@ from typing import Any
 
 from ._abi import READ_SIZE
 from ._address import Address, from_bytes, pack, to_tuple
-from ._frames import LOOK, MOST
+from ._frames import LOOK, MOST, number_of
 from ._types import Buffer, Frame
 
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
@@ -71,10 +71,9 @@ def receive_batch(sock: socket.socket, limit: int, enough: int, addresses: Mappi
             if before > 1:
                 messages += 1
                 segments += before
-    except OSError as error:
-        return datagrams, error.errno or errno.EIO, messages, segments, lost  # type: ignore[return-value]
     except BaseException as error:  # noqa: BLE001 - handed over
-        return datagrams, error, messages, segments, lost  # type: ignore[return-value]
+        stopped: int | BaseException = error.errno if isinstance(error, OSError) and error.errno else error
+        return datagrams, stopped, messages, segments, lost  # type: ignore[return-value]
     return datagrams, 0, messages, segments, 0  # type: ignore[return-value]
 
 
@@ -176,5 +175,5 @@ def _send(sock: socket.socket, pieces: Sequence[Buffer], segment: bytes, to: Add
     try:
         sock.sendmsg(pieces, control, 0, None if to is None else to_tuple(to, socket.AddressFamily(sock.family)))
     except OSError as error:
-        return error.errno or errno.EIO
+        return number_of(error)
     return 0

@@ -9,7 +9,6 @@ documentation.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from threading import get_ident
@@ -51,7 +50,7 @@ def read_batch(fd: int, limit: int, enough: int) -> tuple[list[bytes], int | Bas
     except BaseException as error:  # noqa: BLE001 - returned
         if frames and not frames[-1]:
             frames.pop()
-        return frames, error.errno or errno.EIO if isinstance(error, OSError) else error
+        return frames, error.errno if isinstance(error, OSError) and error.errno else error
     return frames, 0
 
 
@@ -60,7 +59,7 @@ def read_one(fd: int) -> bytes | int:
     try:
         return os.read(fd, READ_SIZE)
     except OSError as error:
-        return error.errno or errno.EIO
+        return number_of(error)
 
 
 def write_batch(fd: int, largest: int, start: int, most: int, frames: Sequence[Frame]) -> tuple[int, int]:
@@ -91,16 +90,29 @@ def write_one(fd: int, largest: int, thread: int, frame: Frame) -> int:
 
 
 def _write(fd: int, largest: int, frame: Frame) -> int:
-    try:
-        size = len(frame) if type(frame) is bytes else memoryview(frame).nbytes  # type: ignore[arg-type]
-        if not 0 < size <= largest:
+    data: bytes | memoryview
+    if type(frame) is bytes:
+        data, size = frame, len(frame)
+    else:
+        try:
+            data = memoryview(frame)  # type: ignore[arg-type]
+        except Exception:  # noqa: BLE001 - several pieces, or not a frame at all
             return LOOK
-        os.write(fd, frame)  # type: ignore[arg-type]
-    except OSError as error:
-        return error.errno or errno.EIO
-    except Exception:  # noqa: BLE001 - several pieces, memory with gaps, or not a frame at all
+        size = data.nbytes if data.c_contiguous else 0
+    if not 0 < size <= largest:
         return LOOK
+    try:
+        os.write(fd, data)
+    except OSError as error:
+        return number_of(error)
     return 0
+
+
+def number_of(error: OSError) -> int:
+    """The ``errno``. An error without one is raised: a signal handler raised it, such as TimeoutError, not the kernel."""
+    if not error.errno:
+        raise error
+    return error.errno
 
 
 def write_pieces(fd: int, pieces: Sequence[Buffer]) -> int:
@@ -110,7 +122,7 @@ def write_pieces(fd: int, pieces: Sequence[Buffer]) -> int:
     try:
         os.writev(fd, pieces)
     except OSError as error:
-        return error.errno or errno.EIO
+        return number_of(error)
     return 0
 
 
