@@ -136,11 +136,14 @@ def _run(frames: Sequence[Frame], start: int, end: int, largest: int, together: 
     run: list[Buffer] = []
     first = size = all_bytes = 0
     for frame in frames[start:end]:
-        try:
-            with memoryview(frame) as view:  # type: ignore[arg-type]
-                size = view.nbytes if view.c_contiguous else largest + 1
-        except Exception:  # noqa: BLE001 - a frame in pieces, or not a frame: its buffer may raise anything
-            break
+        if type(frame) is bytes:
+            size = len(frame)
+        else:
+            try:
+                with memoryview(frame) as view:  # type: ignore[arg-type]
+                    size = view.nbytes if view.c_contiguous else largest + 1
+            except Exception:  # noqa: BLE001 - a frame in pieces, or not a frame: its buffer may raise anything
+                break
         if size > largest:
             break
         if not run:

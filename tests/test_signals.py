@@ -96,3 +96,16 @@ def test_datagrams(raised: type[BaseException]) -> None:
         assert _datagrams.receive_batch(other, 9, 1000, None)[:2] == ([b"sent"], errno.EAGAIN)
         datagrams, error, *_ = _datagrams.receive_batch(sock, 9, 1000, None)
         assert datagrams == [] and isinstance(error, raised)
+
+
+def test_a_signal_while_datagrams_are_gathered(raised: type[BaseException]) -> None:
+    frames = [b"x" * 100] * 64
+    before = signal.signal(signal.SIGVTALRM, signal.getsignal(signal.SIGUSR1))
+    try:
+        for _ in range(50):
+            with pytest.raises(raised):
+                signal.setitimer(signal.ITIMER_VIRTUAL, 1e-5)
+                while True:
+                    assert len(_datagrams._run(frames, 0, 64, 1000, 1000)) == 64  # and not cut short by the signal
+    finally:
+        signal.signal(signal.SIGVTALRM, before)
