@@ -202,9 +202,8 @@ def test_warning_can_be_silenced_by_its_category(machine: Machine, setting: str,
 
 @pytest.mark.parametrize("free_threaded", [False, True])
 def test_the_stable_abi_is_only_asked_for_where_it_exists(free_threaded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    setuptools = pytest.importorskip("setuptools")
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(setuptools, "setup", asked.update)
+    monkeypatch.setattr("setuptools.setup", asked.update)
     monkeypatch.setitem(sysconfig.get_config_vars(), "Py_GIL_DISABLED", int(free_threaded))
     monkeypatch.delenv("AIOTUNTAP_EXTENSION", raising=False)
     monkeypatch.chdir(ROOT)
