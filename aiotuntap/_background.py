@@ -54,8 +54,9 @@ class BackgroundWriter:
         self._when_ended: Callable[[], object] | None = None
         #: What stopped it.
         self.error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="aiotuntap-writer", daemon=True)
         try:
-            threading.Thread(target=self._run, name="aiotuntap-writer", daemon=True).start()
+            self._thread.start()
         except (RuntimeError, MemoryError):
             raise no_thread("to write the file") from None
 
@@ -72,8 +73,13 @@ class BackgroundWriter:
     def end(self, patience: float, when_ended: Callable[[], object] | None = None) -> None:
         """Writes what is left, for *patience* seconds at most while a reader does not read, and closes.
 
-        *when_ended* is called on the thread.
+        *when_ended* is called on the thread. A forked child has no such thread: there, nothing more is written.
         """
+        if not self._thread.is_alive():
+            self._close()
+            if when_ended is not None:
+                when_ended()
+            return
         self._when_ended = when_ended
         self._deadline = monotonic() + patience
         self._parts.put(None)
@@ -84,14 +90,21 @@ class BackgroundWriter:
                 if self.error is None:
                     try:
                         self._write(pieces)
-                    except OSError as error:
-                        self.error = error
-                        self._failed(error)
+                    except (OSError, MemoryError) as error:
+                        # With no memory to join the pieces, the file would end in the middle of a record later on.
+                        no_memory = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+                        self.error = error if isinstance(error, OSError) else no_memory
+                        self._failed(self.error)
         finally:
-            with suppress(OSError):  # some file systems tell only now, and there is nothing left to do about it
-                os.close(self._fd)
+            self._close()
             if self._when_ended is not None:
                 self._when_ended()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with suppress(OSError):  # some file systems tell only now, and there is nothing left to do about it
+                os.close(fd)
 
     def _write(self, pieces: Sequence[Buffer]) -> None:
         if not self._takes_all:

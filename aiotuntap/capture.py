@@ -20,13 +20,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
+from threading import get_ident
 from time import time_ns
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, NoReturn, Self, TypeAlias
 
 from ._abi import PI_SIZE
 from ._background import BackgroundWriter, open_for_writing
@@ -35,8 +35,9 @@ from ._errors import InvalidFrameError, QueueClosedError
 from ._interface import Interface
 from ._offload.header import check_size
 from ._pcapng import INBOUND, OUTBOUND, interface, packet, section, statistics, whole_blocks
+from ._reader import raise_wrong_caller
 from ._super_frames import segment
-from ._threads import outlast, run_in_thread
+from ._threads import collect, outlast, run_in_thread
 from ._types import Buffer, Frame, Mode, Owning, PacketStream
 
 __all__ = ["Capture", "CapturedStream"]
@@ -79,6 +80,7 @@ class Capture(Owning):
         self._writer: BackgroundWriter | None = None
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = self._pid = 0
         #: Packets that are missing from the file, for each interface.
         self._missed: list[int] = []
         #: The number of each interface in the file, and how many of its queues are recorded.
@@ -92,14 +94,16 @@ class Capture(Owning):
 
         Raises:
             SetupError: The file cannot be opened; ``errno`` says why.
-            RuntimeError: This object was opened or closed before.
+            RuntimeError: This object was opened or closed before, or was closed while this waited.
         """
         if self._loop is not None or self._closed:
             raise RuntimeError("this Capture was opened or closed before: make a new one")
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread, self._pid = asyncio.get_running_loop(), get_ident(), os.getpid()
         try:
             fd = await run_in_thread(lambda: open_for_writing(self._file), os.close)
             try:
+                if self._closed:
+                    raise RuntimeError("this Capture was closed while open() was running: make a new one")
                 self._writer = BackgroundWriter(fd, whole_blocks, partial(_report, self._file))
             except BaseException:
                 os.close(fd)
@@ -114,7 +118,12 @@ class Capture(Owning):
         """Writes the remaining packets and closes the file. The streams stay open. Closing twice is harmless.
 
         If the reader of a pipe does not read, it waits for one second at most. When cancelled, it first closes the file.
+
+        Raises:
+            RuntimeError: Called from another thread or event loop than the one that opened it.
         """
+        if self._loop is not None and not self._loop.is_closed() and asyncio.get_running_loop() is not self._loop:
+            self._wrong_caller()
         writer = self._end()
         if writer is None:
             return
@@ -151,19 +160,19 @@ class Capture(Owning):
         await self.aclose()
 
     def __del__(self) -> None:
-        if getattr(self, "_writer", None) is None or self._closed:
-            return
-        try:
-            warnings.warn(
-                f"unclosed capture {self!r}: call aclose(), or use 'async with'",
-                ResourceWarning,
-                stacklevel=1,
-                source=self,
-            )
-        finally:  # the warning may be made an error
-            writer = self._end()
-            if writer is not None:
-                writer.end(_PATIENCE)
+        if getattr(self, "_writer", None) is not None and not self._closed:
+            assert self._loop is not None
+            collect(self, self._loop, self._thread, self._pid, self._abandon)
+
+    def _abandon(self) -> None:
+        """Ends without waiting for it."""
+        writer = self._end()
+        if writer is not None:
+            writer.end(_PATIENCE)
+
+    def _wrong_caller(self) -> NoReturn:
+        assert self._loop is not None
+        raise_wrong_caller(self._loop, self._thread, "a Capture")
 
     def __repr__(self) -> str:
         return f"<Capture to {_label(self._file)}{' closed' if self._closed else ''}>"
@@ -200,11 +209,13 @@ class Capture(Owning):
             header_size: Size in bytes of the virtio_net_hdr at the start of each frame; 0 if there is none.
 
         Raises:
-            RuntimeError: The capture is not open.
+            RuntimeError: The capture is not open, or belongs to another thread.
             ValueError: *name* or *mode* is missing, or an argument has an invalid value.
         """
         if self._writer is None or self._closed:
             raise RuntimeError("this Capture is closed: make a new one" if self._closed else _NOT_OPEN)
+        if get_ident() != self._thread:
+            self._wrong_caller()
         of = getattr(stream, "_interface", None)
         skip = 0
         if isinstance(of, Interface):

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from aiotuntap import InvalidFrameError, Mode, PacketStream, SetupError, TuntapError
+from aiotuntap._background import BackgroundWriter
 from aiotuntap._pcapng import whole_blocks
 from aiotuntap.capture import Capture, CapturedStream
 from aiotuntap.testing import FarEnd, MemoryStream, check_packet_stream, example_frame, memory_pair
@@ -366,10 +368,87 @@ async def test_forgotten(path: Path) -> None:
     capture = await Capture(path).open()
     await capture.wrap(near, name="memory", mode="tap").write_frame(example_frame(1))
     capture._flush()
-    with pytest.warns(ResourceWarning, match="unclosed capture"):
+    with pytest.warns(ResourceWarning, match="unclosed <Capture to"):
         del capture
         gc.collect()
     async with asyncio.timeout(10):
         while any(thread.name == "aiotuntap-writer" for thread in threading.enumerate()):
             await asyncio.sleep(0.01)
     assert read(path).data() == [example_frame(1)]
+
+
+@pytest.mark.parametrize("how", ["collect", "close"])
+async def test_a_forked_child_lets_go_of_the_file(pipe: tuple[Path, int], how: str) -> None:
+    name, reader = pipe
+    near, _ = memory_pair()
+    capture = await Capture(name).open()
+    await capture.wrap(near, name="memory", mode="tap").write_frame(example_frame(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forks beside threads
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        os.close(reader)
+        try:
+            warnings.simplefilter("error")
+            if how == "collect":
+                capture.__del__()
+            else:
+                ended: list[int] = []
+                writer = capture._end()
+                assert writer is not None
+                writer.end(1.0, lambda: ended.append(1))
+                assert ended
+            status = 0 if all(os.readlink(f"/proc/self/fd/{fd}") != str(name) for fd in map(int, own_fds())) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    await capture.aclose()
+    data = b""
+    while chunk := os.read(reader, 1 << 16):  # to the end of the file, and nothing is there twice
+        data += chunk
+    name.unlink()
+    name.write_bytes(data)
+    assert read(name).data() == [example_frame(1)]
+
+
+def own_fds() -> list[str]:
+    return [fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+
+
+async def test_no_memory_to_write_ends_the_capture(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(BackgroundWriter, "_write", fail)
+    near, _ = memory_pair()
+    async with asyncio.timeout(10), Capture(path) as capture:
+        stream = capture.wrap(near, name="memory", mode="tap")
+        capture._flush()
+        while capture.error is None:
+            await asyncio.sleep(0.01)
+        assert capture.error.errno == errno.ENOMEM
+        await stream.write_frame(example_frame(1))
+
+
+async def test_a_capture_from_another_thread(path: Path) -> None:
+    near, _ = memory_pair()
+    async with Capture(path) as capture:
+        for call in (lambda: asyncio.run(capture.aclose()), lambda: capture.wrap(near, name="memory", mode="tap")):
+            with pytest.raises(RuntimeError, match="a Capture belongs to .* in thread .*, and was called from "):
+                await asyncio.to_thread(call)
+        stream = capture.wrap(near, name="memory", mode="tap")
+        await stream.write_frame(example_frame(1))
+    assert read(path).data() == [example_frame(1)]
+
+
+async def test_closed_while_it_opens(path: Path) -> None:
+    fds, threads = set(os.listdir("/proc/self/fd")), set(threading.enumerate())
+    capture = Capture(path)
+    opening = asyncio.ensure_future(capture.open())
+    await asyncio.sleep(0)
+    await capture.aclose()
+    with pytest.raises(RuntimeError, match="closed while open"):
+        await opening
+    assert set(os.listdir("/proc/self/fd")) == fds
+    assert not any(thread.name == "aiotuntap-writer" for thread in set(threading.enumerate()) - threads)
