@@ -130,6 +130,14 @@ class FrameReader(Owning, Generic[T]):
     def _on_first_wait(self) -> None:
         """A reader waits for the first time: no frame was available."""
 
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            self._wrong_caller()
+
+    def _check_thread(self) -> None:
+        if get_ident() != self._thread:
+            self._wrong_caller()
+
     def _wrong_caller(self) -> NoReturn:
         """Raises the RuntimeError for a call from another thread or event loop."""
         raise_wrong_caller(self._loop, self._thread, f"a {type(self).__name__}")

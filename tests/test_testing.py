@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from aiotuntap import DeviceGoneError, InvalidFrameError, PacketStream, QueueClosedError
 from aiotuntap._batch import as_batch, report, size_of
-from aiotuntap.testing import CHECKS, MemoryStream, check_packet_stream, example_frame, memory_pair
+from aiotuntap.testing import CHECKS, FaultyStream, MemoryStream, check_packet_stream, example_frame, memory_pair
 from aiotuntap.testing.trial import Terms, Trial
 
 from . import broken_corners  # noqa: F401 - adds to FAULTS
@@ -255,3 +255,27 @@ async def test_a_memory_stream_takes_and_refuses_what_a_queue_does() -> None:
         await near.write_frames(wrong)
     assert caught.value.__notes__ == ["2 of 3 frames were not written; the first is number 1"]
     assert await far.read_frames() == [example_frame(1), example_frame(2), example_frame(2)]
+
+
+STREAM_CALLS: list[Callable[[FaultyStream | MemoryStream], object]] = [
+    lambda stream: asyncio.run(stream.read_frame()),
+    lambda stream: asyncio.run(stream.write_frame(example_frame(1))),
+    lambda stream: asyncio.run(stream.write_frames([])),
+    lambda stream: asyncio.run(stream.vanish()),
+    lambda stream: asyncio.run(stream.aclose()),
+    lambda stream: stream.read_frame_nowait(),
+    lambda stream: stream.write_frame_nowait(example_frame(1)),
+    lambda stream: stream.write_frames_nowait([]),
+    lambda stream: stream.set_link(False) if isinstance(stream, FaultyStream) else stream.read_frames_nowait(),
+]
+
+
+@pytest.mark.parametrize("call", STREAM_CALLS, ids=map(str, range(len(STREAM_CALLS))))
+@pytest.mark.parametrize("kind", ["memory", "faulty"])
+async def test_a_stream_from_another_thread(kind: str, call: Callable[[FaultyStream | MemoryStream], object]) -> None:
+    near, far = memory_pair()
+    stream = near if kind == "memory" else FaultyStream(near, seed=1)
+    with pytest.raises(RuntimeError, match="Stream belongs to .* in thread .*, and was called from "):
+        await asyncio.to_thread(call, stream)
+    await stream.write_frame(example_frame(2))
+    assert await far.read_frame() == example_frame(2)

@@ -149,19 +149,35 @@ class FaultyStream(FrameByFrame):
         return Counter(self._writing.counts)
 
     def set_link(self, up: bool) -> None:
-        """Sets the link up or down. While it is down, writing raises LinkDownError, and frames to be read are lost."""
+        """Sets the link up or down. While it is down, writing raises LinkDownError, and frames to be read are lost.
+
+        Raises:
+            RuntimeError: Called from another thread than the one that made the stream.
+        """
+        self._check_thread()
         if up and not self._up:
             self._pull(_MOST)  # drops the frames that came while the link was down
         self._up = up
         self._outage = 0
 
     async def vanish(self) -> None:
-        """Deletes the device: frames that came before can still be read, then every method raises DeviceGoneError."""
+        """Deletes the device: frames that came before can still be read, then every method raises DeviceGoneError.
+
+        Raises:
+            RuntimeError: Called from another thread or event loop than the one that made the stream.
+        """
+        self._check_loop()
         self._vanish()
 
     async def aclose(self) -> None:
-        """Closes this stream and the wrapped one. Waiting readers get QueueClosedError. Closing twice is harmless."""
+        """Closes this stream and the wrapped one. Waiting readers get QueueClosedError. Closing twice is harmless.
+
+        Raises:
+            RuntimeError: Called from another thread or event loop than the one that made the stream.
+        """
         if not self._closed:
+            if not self._loop.is_closed():
+                self._check_loop()
             self._closed = True
             self._wire.cut()
             self._drop_held()
@@ -260,7 +276,9 @@ class FaultyStream(FrameByFrame):
             DeviceGoneError: The device was deleted, by a fault, by `vanish`, or in the wrapped stream.
             QueueClosedError: The stream was closed here.
             TypeError: *frame* is neither a bytes-like object nor a list or tuple of them.
+            RuntimeError: Called from another thread than the one that made the stream.
         """
+        self._check_thread()
         kind = self._judge(frame)
         if kind == "delay":
             raise BlockingIOError(errno.EAGAIN, "the frame is delayed: nothing was written")

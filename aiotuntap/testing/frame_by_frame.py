@@ -29,6 +29,7 @@ class FrameByFrame(FrameReader[bytes]):
 
     def write_frames_nowait(self, frames: Iterable[Frame]) -> int:
         """Writes frames until one cannot be written, and returns how many. Raises if the first cannot be written."""
+        self._check_thread()
         written = 0
         for frame in as_batch(frames):
             try:
@@ -49,7 +50,9 @@ class FrameByFrame(FrameReader[bytes]):
             DeviceGoneError: The device was deleted, or the other end was closed.
             QueueClosedError: The stream was closed here.
             TypeError: *frame* is neither a bytes-like object nor a list or tuple of them.
+            RuntimeError: Called from another thread or event loop than the one that made the stream.
         """
+        self._check_loop()
         await asyncio.sleep(0)
         await self._write(frame)
 
@@ -62,7 +65,9 @@ class FrameByFrame(FrameReader[bytes]):
             DeviceGoneError: The device was deleted, or the other end was closed. A note says where writing ended.
             QueueClosedError: The stream was closed here. A note says where writing ended.
             TypeError: One of *frames* is not a frame. A note says which.
+            RuntimeError: Called from another thread or event loop than the one that made the stream.
         """
+        self._check_loop()
         batch = as_batch(frames)
         refused: dict[int, InvalidFrameError] = {}
         for index, frame in enumerate(batch):

@@ -72,7 +72,9 @@ class MemoryStream(FrameByFrame):
             QueueClosedError: This end was closed.
             DeviceGoneError: The other end was closed.
             TypeError: *frame* is neither a bytes-like object nor a list or tuple of them.
+            RuntimeError: Called from another thread than the one that made the pair.
         """
+        self._check_thread()
         size = size_of(frame)
         if self._closed:
             raise closed("this end of the pair")
@@ -86,9 +88,15 @@ class MemoryStream(FrameByFrame):
         self.write_frame_nowait(frame)
 
     async def aclose(self) -> None:
-        """Closes this end. The other end can still read the frames that were sent, and then gets DeviceGoneError."""
+        """Closes this end. The other end can still read the frames that were sent, and then gets DeviceGoneError.
+
+        Raises:
+            RuntimeError: Called from another thread or event loop than the one that made the pair.
+        """
         if self._closed:
             return
+        if not self._loop.is_closed():
+            self._check_loop()
         self._closed = True
         self._wire.cut()
         self._ring.clear()
