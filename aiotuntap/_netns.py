@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from ._errors import SetupError, cannot
+from ._errors import cannot
 
 _CLONE_NEWNET = 0x40000000
 _NAMED = Path("/run/netns")
@@ -101,7 +101,7 @@ def _enter(fd: int, label: str) -> None:
             else "entering it takes CAP_SYS_ADMIN in the user namespace that owns it: run as root, or start the program"
             " inside the namespace with 'ip netns exec'"
         )
-        raise SetupError(error.errno, f"cannot enter network namespace {label}: {error.strerror}; {fix}") from error
+        raise cannot(f"enter network namespace {label}", error, fix) from error
 
 
 def _setns(fd: int) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import grp
+import os
 import pwd
 from collections.abc import Callable, Mapping
 
 from . import _abi
 from ._arguments import check_fd, check_flags, check_whole
 from ._device import QueueFile
+from ._errors import cannot
 from ._interface import Interface
 from ._threads import run_in_thread
 from ._types import Owning
@@ -162,15 +164,23 @@ class Settings(Owning):
 async def _number_of(who: int | str, kind: str, look_up: Callable[[str], int]) -> int:
     """The number of a user or group. A name is looked up on a thread, because that may ask a server on the network."""
     if isinstance(who, str):
-        try:
-            return await run_in_thread(lambda: look_up(who))
-        except KeyError:
-            raise ValueError(f"{kind} {who!r} does not exist") from None
+        return await run_in_thread(lambda: _look_up(who, kind, look_up))
     if not isinstance(who, int) or isinstance(who, bool):
         raise TypeError(f"{kind} must be a number or a name, not {who!r}")
     if not 0 <= who < 0xFFFFFFFF:  # the largest number means that none is set
         raise ValueError(f"{kind} must be a number from 0 to 4294967294, not {who}")
     return who
+
+
+def _look_up(name: str, kind: str, look_up: Callable[[str], int]) -> int:
+    try:
+        return look_up(name)
+    except KeyError:
+        try:  # KeyError also means that there was no descriptor left to read the list with
+            os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            raise cannot(f"look up {kind} {name!r}", error) from error
+        raise ValueError(f"{kind} {name!r} does not exist") from None
 
 
 def _program(program: int | None) -> int:

@@ -659,8 +659,19 @@ class AsyncTuntap(SingleQueue, Settings):
 
 
 async def _import(module: str) -> ModuleType:
-    """Imports a module that needs pyroute2, on a thread, because that takes long."""
-    return await run_in_thread(lambda: importlib.import_module(f".{module}", __package__))
+    """Imports a module that needs pyroute2, on a thread, because that takes long.
+
+    Raises:
+        SetupError: Its files cannot be read, for example because there is no descriptor left.
+    """
+    return await run_in_thread(lambda: _import_here(f"{__package__}.{module}"))
+
+
+def _import_here(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except OSError as error:
+        raise cannot(f"import {name}", error) from error
 
 
 def _identify(file: QueueFile) -> _abi.Ifreq:

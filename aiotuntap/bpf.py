@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
-from ._errors import SetupError
+from ._errors import SetupError, cannot
 from ._types import Owning
 
 SOCKET_FILTER = 1  # BPF_PROG_TYPE_SOCKET_FILTER
@@ -160,7 +160,7 @@ class Program(Owning):
         if fd < 0:
             # The first try asks for no log: a load that would succeed fails if the log does not fit.
             log = _load(number, self.code, _LOG_SIZE)[2] if error in (errno.EINVAL, errno.EACCES) else ""
-            raise SetupError(error, f"cannot load the eBPF program: {_explain(error, log)}")
+            raise cannot("load the eBPF program", OSError(error, os.strerror(error)), _explain(error, log))
         self._fd = fd
         return self
 
@@ -213,18 +213,17 @@ def _load(number: int, code: bytes, log_size: int) -> tuple[int, int, str]:
 
 
 def _explain(error: int, log: str) -> str:
-    reason = os.strerror(error)
     if log:
-        return f"{reason}; the verifier says:\n{log}"
+        return f"the verifier says:\n{log}"
     if error == errno.EPERM:
         return (
-            f"{reason}; loading eBPF programs requires CAP_BPF (before Linux 5.8: CAP_SYS_ADMIN) in the initial user"
+            "loading eBPF programs requires CAP_BPF (before Linux 5.8: CAP_SYS_ADMIN) in the initial user"
             " namespace: run as root, or as root set 'sysctl kernel.unprivileged_bpf_disabled=0', or use a descriptor"
             " of a program that root has loaded"
         )
     if error == errno.ENOSYS:
-        return f"{reason}; use a kernel with CONFIG_BPF_SYSCALL, or a sandbox that allows bpf(2)"
-    return reason
+        return "use a kernel with CONFIG_BPF_SYSCALL, or a sandbox that allows bpf(2)"
+    return ""
 
 
 # -- programs ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ import os
 import resource
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -22,7 +24,7 @@ import pytest
 import uvloop
 
 import aiotuntap
-from aiotuntap import AsyncTuntap, SetupError, _netns
+from aiotuntap import AsyncTuntap, SetupError, _netns, bpf
 from aiotuntap._netlink.socket import RouteSocket
 
 from .support import ip, named_netns, needs_root, tap, unique
@@ -77,6 +79,55 @@ async def _watch_for_a_while(interface: AsyncTuntap) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0.2):
             await watch()
+
+
+FIRST_USE = """
+import asyncio, errno, os, resource, sys
+from aiotuntap import AsyncTuntap, SetupError
+
+async def main(what):
+    async with AsyncTuntap("", mode="tun") as interface:
+        call = getattr(interface, what)()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = next(number for number in range(soft) if not os.path.exists(f"/proc/self/fd/{number}"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            await (anext(call) if what == "watch" else call)
+        except SetupError as error:
+            assert error.errno == errno.EMFILE and "ulimit -n" in str(error), error
+        else:
+            raise AssertionError("it worked")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await interface.configure(mtu=1400)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("what", ["link", "configure", "ready", "watch"])
+def test_no_descriptors_left_at_the_first_use(what: str) -> None:
+    """What needs pyroute2 is imported when it is first used, and to import takes descriptors."""
+    command = [sys.executable, "-c", FIRST_USE, what]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("what", ["owner", "group"])
+async def test_no_descriptors_left_to_look_up_a_name(what: str) -> None:
+    async with tap() as interface:
+        call = interface.set_owner if what == "owner" else interface.set_group
+        await call("root")
+        with descriptors_left(0), pytest.raises(SetupError, match="ulimit -n") as caught:
+            await call("root")
+        assert caught.value.errno == errno.EMFILE
+        with pytest.raises(ValueError, match="does not exist"):
+            await call("aiotuntap-nobody")
+
+
+async def test_no_descriptors_left_for_a_program() -> None:
+    with descriptors_left(0), pytest.raises(SetupError, match="cannot load the eBPF program: .*; .*ulimit -n"):
+        bpf.by_cpu().load()
 
 
 @pytest.mark.parametrize("what", ["link", "configure", "move", "watch"])
