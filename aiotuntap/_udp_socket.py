@@ -75,10 +75,10 @@ def pack_mark(mark: int) -> bytes:
 
 
 def set_mark(sock: socket.socket, mark: int) -> None:
-    """Sets the mark of all datagrams that the socket sends from now on."""
-    _attempt(
-        f"mark datagrams with {mark}", _MARK_HINTS, sock.setsockopt, socket.SOL_SOCKET, socket.SO_MARK, pack_mark(mark)
-    )
+    """Sets the mark of all datagrams that the socket sends from now on. The mark that it has already takes no privilege."""
+    new = pack_mark(mark)
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK, _MARK.size) != new:
+        _attempt(f"mark datagrams with {mark}", _MARK_HINTS, sock.setsockopt, socket.SOL_SOCKET, socket.SO_MARK, new)
 
 
 def make_socket(options: SocketOptions, netns: Namespace) -> socket.socket:

@@ -704,6 +704,9 @@ async def main():
         await UdpStream("127.0.0.1:0", mark=1).open()
     except PermissionError as error:
         print(isinstance(error, SetupError), error)
+    async with UdpStream("127.0.0.1:0", mark=0) as stream:
+        await stream.set_mark(0)
+        print("the same mark")
 asyncio.run(main())
 """
     command = ["setpriv", "--bounding-set=-net_admin,-net_raw", "--inh-caps=-all", sys.executable, "-c", program]
@@ -711,6 +714,7 @@ asyncio.run(main())
     assert "True" in done.stdout, done.stderr
     assert "cannot mark datagrams with 1" in done.stdout
     assert "CAP_NET_ADMIN" in done.stdout
+    assert "the same mark" in done.stdout, done.stderr
 
 
 # -- life and death ----------------------------------------------------------------------------------------------------
