@@ -83,10 +83,6 @@ class DescriptorStream(FrameReader[T]):
         """The descriptor, or -1 when closed. It belongs to this stream: do not register, read, write or close it."""
         return self._fd
 
-    def _check_loop(self) -> None:
-        if asyncio.get_running_loop() is not self._loop:
-            self._wrong_caller()
-
     # -- for a subclass ------------------------------------------------------------------------------------------------
 
     def _pull_one(self) -> None:
@@ -408,7 +404,8 @@ class DescriptorStream(FrameReader[T]):
         timer.cancel()
         if turn in self._writers:
             self._writers.remove(turn)
-            if not self._writers:
+            # A forked child that collects the waiting task shares the loop's epoll instance, and must leave it alone.
+            if not self._writers and os.getpid() == self._pid:
                 self._loop.remove_writer(self._fd)
 
     def _on_writable(self) -> None:

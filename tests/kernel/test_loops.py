@@ -293,6 +293,33 @@ async def test_a_child_that_drops_its_copy_leaves_the_parent_alone(how: str) -> 
     assert not exists(interface.name)
 
 
+async def test_a_child_that_collects_a_writer_that_waits_leaves_the_parent_alone() -> None:
+    async with tap_with_peer(read_buffer=1) as (interface, peer):
+        queue = interface.queues[0]
+        peer.send(example_frame(1))
+        async with asyncio.timeout(5):
+            while queue._flowing:  # then the loop watches for room only
+                await asyncio.sleep(0.001)
+        waiting = queue._wait_writable()
+        waiting.send(None)
+        before = watched_fds()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forks beside threads
+            pid = os.fork()
+        if pid == 0:
+            try:
+                waiting.close()  # as the collector does
+            finally:
+                os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0  # the loop does not run meanwhile, and so does not notice that there is room
+        assert watched_fds() == before
+        for number in range(1, 3):
+            async with asyncio.timeout(5):
+                assert await queue.read_frame() == example_frame(number)
+            peer.send(example_frame(number + 1))
+        waiting.close()
+
+
 # -- calls at once -----------------------------------------------------------------------------------------------------
 
 
