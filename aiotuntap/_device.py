@@ -54,8 +54,10 @@ class QueueFile:
     @classmethod
     def open(cls) -> QueueFile:
         """Opens a descriptor in the network namespace of the calling thread. It is not attached yet."""
+        file = cls(-1)
         try:
-            return cls(os.open(_abi.NODE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+            file.fd = os.open(_abi.NODE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            return file
         except OSError as error:
             fix = NODE_FIXES.get(error.errno or 0, f"ls -l {_abi.NODE}")
             raise cannot(f"open {_abi.NODE}", error, f"to fix it: {fix}") from error
@@ -240,8 +242,8 @@ def open_queues(name: str, count: int, options: Options, netns: Namespace) -> Op
     created = False
     try:
         for _ in range(count):
-            file = QueueFile.open()
-            files.append(file)
+            files.append(QueueFile(-1))  # a place for the next one: were there no memory for it later, it would be lost
+            file = files[-1] = QueueFile.open()
             if len(files) == 1:
                 created = _attach_first(file, name, options)
                 name = _confirmed_name(file, name)

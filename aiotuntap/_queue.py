@@ -77,7 +77,6 @@ class TuntapQueue(DescriptorStream[bytes]):
             # EAGAIN. uvloop calls back once, and then does not watch the descriptor until it is registered again.
             self._poll = select.poll()
             self._poll.register(file.fd, 0)
-        self._resume()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"fd={self._fd}"

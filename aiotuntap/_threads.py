@@ -9,14 +9,18 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from ._errors import no_thread
 
 T = TypeVar("T")
+
+# Seconds between two tries while there is no memory to tell that the work has ended.
+_MEMORY_PAUSE = 0.01
 
 
 async def run_in_thread(
@@ -111,10 +115,15 @@ def _start(work: Callable[[], object], if_closed: Callable[[], object], or_here:
 
     def body() -> None:
         work()
-        try:
-            loop.call_soon_threadsafe(finish)
-        except RuntimeError:  # the loop was closed meanwhile
-            if_closed()
+        while True:
+            try:
+                loop.call_soon_threadsafe(finish)
+            except MemoryError:  # whoever waits would wait for ever
+                time.sleep(_MEMORY_PAUSE)
+                continue
+            except RuntimeError:  # the loop was closed meanwhile
+                if_closed()
+            return
 
     try:
         threading.Thread(target=body, name="aiotuntap-setup").start()
@@ -127,33 +136,33 @@ def _start(work: Callable[[], object], if_closed: Callable[[], object], or_here:
 
 
 class _Job(Generic[T]):
-    """A piece of work whose result is used exactly once: by the task that waits for it, or by *undo*."""
+    """A piece of work whose result is used exactly once: by the task that waits for it, or by *undo*.
+
+    To keep the result takes no memory that is not there before: otherwise it could be lost, with what it owns.
+    """
 
     def __init__(self, work: Callable[[], T], undo: Callable[[T], object] | None) -> None:
         self._work = work
         self._undo = undo
-        self._results: list[T] = []
-        self._errors: list[BaseException] = []
+        self._result: T | None = None
+        self._error: BaseException | None = None
         self._abandoned = False
         self._lock = threading.Lock()
+        self.has_result = False
 
     def run(self) -> None:
         work = self._work
         del self._work  # the thread may end a little later than the task that waits for it, and keep objects alive
         try:
-            result = work()
+            self._result = work()
         except BaseException as error:  # noqa: BLE001 - raised again by result()
-            self._errors.append(error)
+            self._error = error
             return
         with self._lock:
-            self._results.append(result)
+            self.has_result = True
             abandoned = self._abandoned
         if abandoned:
             self.take_back()
-
-    @property
-    def has_result(self) -> bool:
-        return bool(self._results)
 
     def abandon(self) -> None:
         """No task waits for the result any more: the thread has to undo it."""
@@ -163,16 +172,22 @@ class _Job(Generic[T]):
     def take_back(self) -> None:
         """Undoes the result, if there is one that was not used."""
         with self._lock:
-            results, self._results = self._results, []
-        if results and self._undo is not None:
+            had_result, self.has_result = self.has_result, False
+        if had_result and self._undo is not None:
             with suppress(Exception):  # there is no caller to raise it to
-                self._undo(results[0])
+                self._undo(self._take())
 
     def discard(self) -> None:
         self.abandon()
         self.take_back()
 
     def result(self) -> T:
-        if self._errors:
-            raise self._errors.pop()
-        return self._results.pop()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        self.has_result = False
+        return self._take()
+
+    def _take(self) -> T:
+        result, self._result = self._result, None
+        return cast("T", result)

@@ -159,6 +159,9 @@ class AsyncTuntap(SingleQueue, Settings):
         try:
             await self._add(self._count)
         except BaseException:
+            if self._queues:  # interrupted just after they were opened
+                self._abandon(self._queues)
+                self._interface.opened = False
             self._loop = None
             raise
         return self
@@ -459,18 +462,19 @@ class AsyncTuntap(SingleQueue, Settings):
         loop, interface = asyncio.get_running_loop(), self._interface
         if interface.options.offload:
             keep_freed_memory()
-        added: list[TuntapQueue] = []
+        # What takes memory comes before the first registration: without it, one would stay that nobody can remove.
+        added = [self._queue_type(self, interface, file, loop, self._read_buffer) for file in files]
+        all_files, all_queues = [*interface.files, *files], [*self._queues, *added]
         try:
-            for file in files:
-                added.append(self._queue_type(self, interface, file, loop, self._read_buffer))
+            for queue in added:
+                queue._resume()
             interface.restore(files[0])
         except BaseException:
             for queue in added:
                 queue._release()
             raise
         interface.last_name, interface.index, interface.opened = name, index, True
-        interface.files += files
-        self._queues += added
+        interface.files, self._queues = all_files, all_queues
         return added
 
     async def _close_queues(self, queues: Sequence[TuntapQueue]) -> None:

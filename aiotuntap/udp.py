@@ -230,8 +230,9 @@ class UdpStream(DescriptorStream[Any]):
         self._sock = sock
         try:
             self._begin(sock)
-        except BaseException:
-            self._release()
+        except BaseException:  # it is not registered: that is the last step
+            self._fd, self._thread, self._closed = -1, 0, True
+            sock.close()
             raise
         return self
 

@@ -8,11 +8,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from aiotuntap import SetupError
-from aiotuntap._threads import _Job, run_in_thread
+from aiotuntap import SetupError, _threads
+from aiotuntap._threads import _Job, _start, run_in_thread
 
 
 class Work:
@@ -137,3 +139,23 @@ async def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(SetupError, match="ulimit -u"):
             await run_in_thread(lambda: 7)
         assert await run_in_thread(lambda: 7, or_here=True) == 7
+
+
+async def test_no_memory_to_tell_that_the_work_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    tell, tries = loop.call_soon_threadsafe, iter(range(9))
+
+    class Loop:
+        create_future = loop.create_future
+
+        def call_soon_threadsafe(self, *arguments: Any) -> object:
+            if next(tries) < 3:
+                raise MemoryError
+            return tell(*arguments)
+
+    monkeypatch.setattr(_threads, "asyncio", SimpleNamespace(get_running_loop=Loop))
+    started = _start(lambda: None, lambda: None, False)
+    monkeypatch.undo()
+    async with asyncio.timeout(10):
+        await started
+    assert next(tries) == 4

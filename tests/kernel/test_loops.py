@@ -320,6 +320,44 @@ async def test_a_child_that_collects_a_writer_that_waits_leaves_the_parent_alone
         waiting.close()
 
 
+async def test_interrupted_when_just_opened_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    add = AsyncTuntap._add
+
+    async def interrupted(interface: AsyncTuntap, count: int) -> list[TuntapQueue]:
+        await add(interface, count)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AsyncTuntap, "_add", interrupted)
+    interface = AsyncTuntap(unique(), mode="tap")
+    await settle()
+    before = watched_fds()
+    opening = interface.open()
+    with pytest.raises(KeyboardInterrupt):
+        await opening
+    assert watched_fds() == before and not exists(interface.name)
+    with pytest.raises(RuntimeError, match="not open"):
+        await interface.read_frame()
+
+
+async def test_no_memory_when_queues_are_registered_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with tap() as interface:
+        await settle()
+        before, watched = sorted(os.listdir("/proc/self/fd")), watched_fds()
+        resume, times = TuntapQueue._resume, iter(range(9))
+
+        def fail_the_second(queue: TuntapQueue) -> None:
+            if next(times) == 1:
+                raise MemoryError
+            resume(queue)
+
+        monkeypatch.setattr(TuntapQueue, "_resume", fail_the_second)
+        with pytest.raises(MemoryError):
+            await interface.add_queues(3)
+        monkeypatch.undo()
+        assert sorted(os.listdir("/proc/self/fd")) == before and watched_fds() == watched
+        assert len(interface.queues) == 1
+
+
 # -- calls at once -----------------------------------------------------------------------------------------------------
 
 

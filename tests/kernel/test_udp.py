@@ -33,6 +33,7 @@ from aiotuntap import (
     udp,
 )
 from aiotuntap._datagrams import SOL_UDP, UDP_GRO, UDP_SEGMENT
+from aiotuntap._descriptor import DescriptorStream
 from aiotuntap._engine import NATIVE, PYTHON
 from aiotuntap._netns import Namespace
 from aiotuntap._udp_socket import SocketOptions, make_socket
@@ -834,6 +835,22 @@ async def test_opening_that_fails_at_the_end_leaves_nothing(monkeypatch: pytest.
     assert (stream.closed, stream.fileno()) == (True, -1)
     with pytest.raises(QueueClosedError):
         await stream.write_datagrams([b"x"], "127.0.0.1:9")
+
+
+async def test_no_memory_when_it_opens_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(DescriptorStream, "__init__", refuse)
+    fds = set(os.listdir("/proc/self/fd"))
+    stream = UdpStream("127.0.0.1:0")
+    with pytest.raises(MemoryError):
+        await stream.open()
+    assert set(os.listdir("/proc/self/fd")) == fds
+    assert (stream.closed, stream.fileno()) == (True, -1)
+    with pytest.raises(QueueClosedError):
+        await stream.read_datagrams()
+    await stream.aclose()
 
 
 async def test_a_forgotten_stream_is_closed_with_a_warning() -> None:
