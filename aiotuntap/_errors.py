@@ -104,3 +104,8 @@ def cannot(action: str, error: OSError, hint: str = "") -> SetupError:
     number = error.errno or 0
     remedy = _REMEDIES.get(number, hint)
     return SetupError(number, f"cannot {action}: {error.strerror}{'; ' if remedy else ''}{remedy}")
+
+
+def cannot_poll(what: str, error: OSError) -> SetupError:
+    """The SetupError for a descriptor that the event loop could not register."""
+    return cannot(f"poll {what}", error, "see 'sysctl fs.epoll.max_user_watches'")

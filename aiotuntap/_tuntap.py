@@ -27,7 +27,7 @@ from ._device import (
     same_interface,
     set_sticky,
 )
-from ._errors import QueueClosedError, SetupError, cannot, not_open
+from ._errors import QueueClosedError, SetupError, TuntapError, cannot, cannot_poll, not_open
 from ._frames import keep_freed_memory
 from ._interface import Interface
 from ._netns import Namespace, parse_namespace
@@ -469,9 +469,11 @@ class AsyncTuntap(SingleQueue, Settings):
             for queue in added:
                 queue._resume()
             interface.restore(files[0])
-        except BaseException:
+        except BaseException as error:
             for queue in added:
                 queue._release()
+            if isinstance(error, OSError) and not isinstance(error, TuntapError):
+                raise cannot_poll(f"a queue of {name!r}", error) from error
             raise
         interface.last_name, interface.index, interface.opened = name, index, True
         interface.files, self._queues = all_files, all_queues

@@ -21,7 +21,7 @@ from ._address import Address, AnyAddress, split, to_text
 from ._batch import size_of
 from ._datagrams import send_pieces
 from ._descriptor import DescriptorStream
-from ._errors import DeviceGoneError, InvalidFrameError, LinkDownError, QueueClosedError, closed, not_open
+from ._errors import DeviceGoneError, InvalidFrameError, LinkDownError, QueueClosedError, cannot_poll, closed, not_open
 from ._frames import LOOK, MOST, WRONG_THREAD, keep_freed_memory
 from ._netns import parse_namespace
 from ._reader import DEFAULT_LIMIT, READ_BUFFER, parse_read_buffer
@@ -230,9 +230,11 @@ class UdpStream(DescriptorStream[Any]):
         self._sock = sock
         try:
             self._begin(sock)
-        except BaseException:  # it is not registered: that is the last step
+        except BaseException as error:  # it is not registered: that is the last step
             self._fd, self._thread, self._closed = -1, 0, True
             sock.close()
+            if isinstance(error, OSError):
+                raise cannot_poll("a UDP socket", error) from error
             raise
         return self
 

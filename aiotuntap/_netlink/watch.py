@@ -18,7 +18,7 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from .._errors import WAITS_WHILE_DOWN, DeviceGoneError, SetupError, TuntapError, cannot
+from .._errors import WAITS_WHILE_DOWN, DeviceGoneError, SetupError, TuntapError, cannot_poll
 from .._netns import Identity, Namespace
 from .._types import Change, Link, LinkEvent
 from .link import Where, located
@@ -137,7 +137,7 @@ class Monitor:
             self._fd = -1
             os.close(fd)
             if isinstance(error, OSError):
-                raise cannot("poll a netlink socket", error, "see 'sysctl fs.epoll.max_user_watches'") from error
+                raise cannot_poll("a netlink socket", error) from error
             raise
 
     @property

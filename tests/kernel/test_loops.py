@@ -358,6 +358,17 @@ async def test_no_memory_when_queues_are_registered_leaves_nothing(monkeypatch: 
         assert len(interface.queues) == 1
 
 
+async def test_a_loop_that_cannot_register_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: TuntapQueue) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(TuntapQueue, "_resume", refuse)
+    name = unique()
+    with pytest.raises(SetupError, match=f"cannot poll a queue of '{name}': .*max_user_watches"):
+        await AsyncTuntap(name, mode="tap").open()
+    assert not exists(name)
+
+
 # -- calls at once -----------------------------------------------------------------------------------------------------
 
 
