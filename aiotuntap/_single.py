@@ -21,6 +21,9 @@ class NoQueues(tuple[TuntapQueue, ...]):
     def __init__(self, why: Callable[[], Exception]) -> None:
         self._why = why
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return tuple, ()  # a copy has nothing to explain
+
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return ()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from aiotuntap import (
+    AsyncTuntap,
     Change,
     Counters,
     DeviceGoneError,
@@ -125,3 +126,8 @@ async def test_a_memory_stream_belongs_to_its_loop() -> None:
         for make in COPIES.values():
             with pytest.raises(TypeError, match="MemoryStream cannot be copied or pickled"):
                 make(stream)
+
+
+def test_no_queues_are_an_empty_tuple() -> None:
+    for make in COPIES.values():
+        assert make(AsyncTuntap(mode="tap").queues) == ()
