@@ -218,7 +218,8 @@ class DescriptorStream(FrameReader[T]):
     def _pause(self) -> None:
         if self._flowing:
             self._flowing = False
-            self._loop.remove_reader(self._fd)
+            if self._is_own():
+                self._loop.remove_reader(self._fd)
 
     def _resume(self) -> None:
         if not self._flowing and self._error is None:
@@ -404,8 +405,7 @@ class DescriptorStream(FrameReader[T]):
         timer.cancel()
         if turn in self._writers:
             self._writers.remove(turn)
-            # A forked child that collects the waiting task shares the loop's epoll instance, and must leave it alone.
-            if not self._writers and os.getpid() == self._pid:
+            if not self._writers and self._is_own():
                 self._loop.remove_writer(self._fd)
 
     def _on_writable(self) -> None:
@@ -418,6 +418,10 @@ class DescriptorStream(FrameReader[T]):
             set_done(turn)
 
     # -- the end -------------------------------------------------------------------------------------------------------
+
+    def _is_own(self) -> bool:
+        """False in a forked child: it shares the loop's epoll instance with its parent, and must leave that alone."""
+        return os.getpid() == self._pid
 
     def _unregister(self) -> None:
         if self._loop.is_closed():  # it took its selector along
@@ -441,7 +445,7 @@ class DescriptorStream(FrameReader[T]):
         spin.
         """
         self._closed = True
-        if os.getpid() == self._pid:  # a forked child shares the loop's epoll instance, and must leave it alone
+        if self._is_own():
             self._unregister()
             self._buffer.clear()
             self._end(error)

@@ -21,12 +21,12 @@ import anyio
 import pytest
 import uvloop
 
-from aiotuntap import AsyncTuntap, QueueClosedError, SetupError, TuntapQueue
+from aiotuntap import AsyncTuntap, QueueClosedError, SetupError, TuntapProtocol, TuntapQueue, create_tuntap_endpoint
 from aiotuntap._threads import run_in_thread
 from aiotuntap._turns import SLICE
 from aiotuntap.testing import example_frame
 
-from .support import PacketPeer, idle_share, ip, settle, tap, tap_with_peer, unique, watched_fds
+from .support import PacketPeer, idle_share, ip, settle, tap, tap_with_peer, unique, until, watched_fds
 
 LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
@@ -318,6 +318,38 @@ async def test_a_child_that_collects_a_writer_that_waits_leaves_the_parent_alone
                 assert await queue.read_frame() == example_frame(number)
             peer.send(example_frame(number + 1))
         waiting.close()
+
+
+@pytest.mark.parametrize("how", ["close", "abort", "pause_reading"])
+async def test_a_child_that_closes_its_copy_of_a_transport_leaves_the_parent_alone(how: str) -> None:
+    got: asyncio.Queue[bytes] = asyncio.Queue()
+
+    class Protocol(TuntapProtocol):
+        def frame_received(self, frame: bytes) -> None:
+            got.put_nowait(frame)
+
+    transport, _ = await create_tuntap_endpoint(Protocol, unique(), mode="tap")
+    interface = transport.get_extra_info("interface")
+    await interface.configure(up=True)
+    with PacketPeer(interface.name) as peer:
+        await settle()
+        before = watched_fds()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forks beside threads
+            pid = os.fork()
+        if pid == 0:
+            try:
+                getattr(transport, how)()
+            finally:
+                os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert watched_fds() == before
+        for number in range(2):
+            peer.send(example_frame(number))
+            async with asyncio.timeout(5):
+                assert await got.get() == example_frame(number)
+    transport.abort()
+    await until(lambda: not exists(interface.name))
 
 
 async def test_interrupted_when_just_opened_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
