@@ -20,12 +20,12 @@ from . import _engine
 from ._address import Address, AnyAddress, split, to_text
 from ._batch import size_of
 from ._datagrams import send_pieces
-from ._descriptor import DescriptorStream
+from ._descriptor import DescriptorStream, set_done
 from ._errors import DeviceGoneError, InvalidFrameError, LinkDownError, QueueClosedError, cannot_poll, closed, not_open
 from ._frames import LOOK, MOST, WRONG_THREAD, keep_freed_memory
 from ._netns import parse_namespace
 from ._reader import DEFAULT_LIMIT, READ_BUFFER, parse_read_buffer
-from ._threads import collect, run_in_thread
+from ._threads import collect, outlast, run_in_thread
 from ._turns import Turns
 from ._types import Frame, Stats
 from ._udp_socket import (
@@ -170,6 +170,7 @@ class UdpStream(DescriptorStream[Any]):
         "_remote",
         "_sock",
         "_super_frames",
+        "_under_way",
     )
 
     _smallest = 0
@@ -200,6 +201,8 @@ class UdpStream(DescriptorStream[Any]):
         self._high, self._low = parse_read_buffer(read_buffer)
         self._netns = None if netns is None else parse_namespace(netns)
         self._gso, self._gro = gso, gro
+        #: A future for each call of `open` that is going on.
+        self._under_way: list[asyncio.Future[None]] = []
         self._local: Address | None = None
         self._remote: Address | None = None
 
@@ -221,6 +224,16 @@ class UdpStream(DescriptorStream[Any]):
             raise RuntimeError("this UdpStream was opened before: make a new one")
         if self._closed:
             raise RuntimeError("this UdpStream was closed before it was opened: make a new one")
+        over = asyncio.get_running_loop().create_future()
+        self._under_way.append(over)
+        try:
+            await self._open()
+        finally:
+            self._under_way.remove(over)
+            set_done(over)
+        return self
+
+    async def _open(self) -> None:
         sock = await run_in_thread(lambda: make_socket(self._options, self._netns), undo=socket.socket.close)
         if self._closed or self._thread:
             sock.close()
@@ -236,7 +249,6 @@ class UdpStream(DescriptorStream[Any]):
             if isinstance(error, OSError):
                 raise cannot_poll("a UDP socket", error) from error
             raise
-        return self
 
     def _begin(self, sock: socket.socket) -> None:
         super().__init__(
@@ -268,13 +280,20 @@ class UdpStream(DescriptorStream[Any]):
     async def aclose(self) -> None:
         """Closes the socket. Waiting readers and writers get QueueClosedError. Closing twice is harmless.
 
+        When `open` is running, it waits until that has closed its socket, also when cancelled.
+
         Raises:
             RuntimeError: Called from another thread or event loop than the one that opened it.
         """
-        if self._closed:
-            return
         if not self._thread:
             self._closed = True
+            cancelled = None
+            while self._under_way and self._under_way[0].get_loop() is asyncio.get_running_loop():
+                cancelled = await outlast(self._under_way[0]) or cancelled
+            if cancelled is not None:
+                raise cancelled
+            return
+        if self._closed:
             return
         if not self._loop.is_closed():
             self._check_loop()

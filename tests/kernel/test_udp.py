@@ -767,6 +767,34 @@ async def test_closed_or_opened_again_while_it_opens() -> None:
     await stream.aclose()
 
 
+@pytest.mark.parametrize("cancels", [0, 3])
+async def test_closing_waits_for_the_socket_that_is_being_opened(monkeypatch: pytest.MonkeyPatch, cancels: int) -> None:
+    go = threading.Event()
+
+    def slow(*arguments: Any) -> socket.socket:
+        go.wait(10)
+        return make_socket(*arguments)
+
+    monkeypatch.setattr("aiotuntap.udp.make_socket", slow)
+    fds = set(os.listdir("/proc/self/fd"))
+    stream = UdpStream("127.0.0.1:0")
+    opening = asyncio.ensure_future(stream.open())
+    await settle()
+    closing = asyncio.ensure_future(stream.aclose())
+    for _ in range(cancels):
+        await settle()
+        closing.cancel()
+    await settle()
+    assert not closing.done()
+    go.set()
+    with contextlib.suppress(asyncio.CancelledError):
+        await closing
+    assert closing.cancelled() == bool(cancels)
+    assert set(os.listdir("/proc/self/fd")) == fds
+    with pytest.raises(QueueClosedError, match="closed while"):
+        await opening
+
+
 async def test_closing_wakes_waiting_readers() -> None:
     async with pair() as (left, right):
         readers = [asyncio.ensure_future(left.read_frame()) for _ in range(3)]
