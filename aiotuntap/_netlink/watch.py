@@ -282,21 +282,23 @@ async def until_ready(watcher: Watcher, where: Where, index: int) -> int:
         SetupError: Another machine on the link has one of its addresses.
     """
     has_warned = False
-    async with aclosing(states(watcher, where, index)) as seen:
-        async for _, link in seen:
-            index = link.index
-            if link.duplicates:
-                address = link.duplicates[0]
-                raise SetupError(
-                    errno.EADDRINUSE,
-                    f"address {address} of {link.name!r} cannot be used: another machine on the link has it; choose"
-                    f" another one, or take it from there and set it anew",
-                )
-            if link.up and not link.tentative:
-                break
-            if not link.up and not has_warned:
-                has_warned = True
-                _logger.warning(WAITS_WHILE_DOWN, link.name, "ready()")
+    link: Link | None = None
+    async for _, link in states(watcher, where, index):
+        index = link.index
+        if link.duplicates or (link.up and not link.tentative):
+            # The generator ends by itself. To leave it and close it would fail in a coroutine that is closed because its
+            # loop is gone: before CPython 3.13, the generator is then taken to be still running.
+            watcher.end()
+        elif not link.up and not has_warned:
+            has_warned = True
+            _logger.warning(WAITS_WHILE_DOWN, link.name, "ready()")
+    if link is not None and link.duplicates:
+        address = link.duplicates[0]
+        raise SetupError(
+            errno.EADDRINUSE,
+            f"address {address} of {link.name!r} cannot be used: another machine on the link has it; choose"
+            f" another one, or take it from there and set it anew",
+        )
     return index
 
 

@@ -145,6 +145,32 @@ def test_a_loop_closed_inside_of_async_with(new_loop: NewLoop) -> None:
 
 
 @LOOPS
+def test_a_loop_closed_while_ready_waits(new_loop: NewLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = unique()
+    ignored: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", ignored.append)
+
+    async def use() -> None:
+        async with AsyncTuntap(name, mode="tap") as interface:
+            waiting.append(interface)
+            await interface.ready()
+
+    waiting: list[AsyncTuntap] = []
+    loop = new_loop()
+    task = loop.create_task(use())
+    while not (waiting and waiting[0]._watchers and waiting[0]._watchers[0]._waiting):
+        loop.run_until_complete(asyncio.sleep(0.01))
+    loop.close()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    waiting.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        del task
+        gc.collect()
+    assert not exists(name) and ignored == []
+
+
+@LOOPS
 def test_an_interface_of_a_closed_loop_can_be_closed_from_another(new_loop: NewLoop) -> None:
     interface = AsyncTuntap(unique(), mode="tap")
     loop = new_loop()
