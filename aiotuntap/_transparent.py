@@ -100,17 +100,21 @@ class TransparentQueue(TuntapQueue):
         frames: list[bytes] = []
         size = 0
         stopped: int | BaseException = 0
+        unkept = 0  # frames that were read, and whose segments are not in the list
         try:
             for _ in range(max(limit, BATCH)):  # dropped frames count, too
                 data = read_one(self._fd)
                 if isinstance(data, int):
                     stopped = data
                     break
+                unkept = 1
                 made = segment(data, tap, header_size)
                 if made is None:
                     self._frames_dropped += 1
+                    unkept = 0
                     continue
                 frames += made
+                unkept = 0
                 size += len(data)
                 if data[1]:  # gso_type
                     self._super_frames_read += 1
@@ -122,6 +126,7 @@ class TransparentQueue(TuntapQueue):
                     break
         except BaseException as error:  # noqa: BLE001 - raised when the frames that were read are buffered
             stopped = error
+            self._frames_dropped += unkept  # no memory to segment it
         self._keep(frames, stopped)
 
     def _pull_one(self) -> None:

@@ -718,6 +718,26 @@ async def test_invalid_frames_are_dropped_and_counted() -> None:
         assert queue.stats.frames_read == 100 - 2 + 100
 
 
+async def test_a_frame_that_there_is_no_memory_to_segment_is_counted() -> None:
+    async with transparent() as (interface, queue):
+        engine = queue._engine
+
+        def no_memory(*_: object) -> list[bytes]:
+            raise MemoryError
+
+        with PacketPeer(interface.name, 0x0800, tun=True) as peer:
+            queue._pause()
+            for number in range(4):
+                peer.send(ipv4(number))
+                queue._engine = replace(engine, segment=no_memory) if number == 1 else engine
+                if number == 1:
+                    with pytest.raises(MemoryError):
+                        queue.read_frames_nowait()
+                else:
+                    assert queue.read_frames_nowait() == [ipv4(number)]
+        assert (queue.stats.frames_read, queue.stats.frames_dropped) == (3, 1)
+
+
 async def test_a_reader_keeps_waiting_after_invalid_frames() -> None:
     broken = True
     async with transparent() as (interface, queue):
