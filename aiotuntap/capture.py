@@ -127,7 +127,12 @@ class Capture(Owning):
         writer = self._end()
         if writer is None:
             return
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            # Its loop was closed with this capture open, and now the coroutine that used it is being closed.
+            writer.end(_PATIENCE)
+            return
         done: asyncio.Future[None] = loop.create_future()
 
         def tell() -> None:
@@ -382,8 +387,11 @@ class CapturedStream(Owning):
 
     def _record(self, frames: Sequence[Frame], direction: int) -> None:
         if frames and self._capture._is_recording:
-            plain = [piece for frame in frames for piece in self._plain(frame)]
-            self._capture._record(plain, self._number, self._queue, direction)
+            try:
+                plain = [piece for frame in frames for piece in self._plain(frame)]
+                self._capture._record(plain, self._number, self._queue, direction)
+            except MemoryError:  # the frames were read or written nevertheless
+                self._capture._missed[self._number] += len(frames)
 
     def _plain(self, frame: Frame) -> Sequence[Buffer]:
         """The frame as it would look on a cable, in buffers that do not change later."""

@@ -13,11 +13,12 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from aiotuntap import InvalidFrameError, Mode, PacketStream, SetupError, TuntapError
 from aiotuntap._background import BackgroundWriter
@@ -361,6 +362,71 @@ async def test_wrong_arguments(path: Path) -> None:
     await capture.aclose()
     with pytest.raises(RuntimeError, match="closed: make a new one"):
         capture.wrap(near, name="memory", mode="tap")
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.SelectorEventLoop, uvloop.new_event_loop])
+def test_a_loop_closed_inside_of_async_with(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ignored: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", ignored.append)
+
+    async def use() -> None:
+        near, _ = memory_pair()
+        async with Capture(path) as capture:
+            stream = capture.wrap(near, name="memory", mode="tap")
+            await stream.write_frame(example_frame(1))
+            waits.append(True)
+            await stream.read_frame()
+
+    waits: list[bool] = []
+    loop = new_loop()
+    task = loop.create_task(use())
+    while not waits:
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    del task
+    gc.collect()
+    end = time.monotonic() + 10
+    while any(thread.name == "aiotuntap-writer" for thread in threading.enumerate()):
+        assert time.monotonic() < end, "the file is still open"
+        time.sleep(0.01)
+    assert read(path).data() == [example_frame(1)] and ignored == []
+
+
+async def test_no_memory_to_record_a_frame_loses_no_frame(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = memory_pair()
+    async with Capture(path) as capture:
+        stream = capture.wrap(near, name="memory", mode="tap")
+        for number in range(3):
+            with monkeypatch.context() as patch:
+                if number == 1:
+                    patch.setattr("aiotuntap.capture.packet", no_memory)
+                await stream.write_frame(example_frame(number))
+                assert await far.read_frame() == example_frame(number)
+                await far.write_frame(example_frame(number))
+                assert await stream.read_frame() == example_frame(number)
+        assert capture.missed == 2
+    assert read(path).data(INBOUND) == read(path).data(OUTBOUND) == [example_frame(0), example_frame(2)]
+    assert read(path).missed == {"memory": 2}
+
+
+async def test_no_memory_to_write_the_file_ends_the_capture(
+    pipe: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, far = memory_pair()
+    monkeypatch.setattr("aiotuntap._background.BackgroundWriter._write_to_reader", no_memory)
+    async with asyncio.timeout(10):
+        async with Capture(pipe[0]) as capture:
+            stream = capture.wrap(near, name="memory", mode="tap")
+            await until_it_failed(capture)
+            await exchange(stream, far)
+        assert capture.error is not None and capture.error.errno == errno.ENOMEM
+
+
+def no_memory(*_: object) -> None:
+    raise MemoryError
 
 
 async def test_forgotten(path: Path) -> None:
