@@ -13,7 +13,7 @@ from typing import Any
 from aiotuntap import DeviceGoneError, InvalidFrameError, QueueClosedError
 from aiotuntap.testing import MemoryStream
 
-from .broken_streams import FAULTS, Fault, Through, fault
+from .broken_streams import FAULTS, Fault, Through, fault, never
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 
@@ -86,6 +86,7 @@ class ChangesTheFourthBatchOfSeveralReaders(Through):
 @fault(
     "an async for that was left: frame 2 of 12 was lost",
     "iteration_can_be_left_and_resumed",
+    "reads_are_in_order",
     "readers_take_turns",
     "cancelled_reads_lose_nothing",
     "frames_that_came_before_the_end_are_read",
@@ -105,7 +106,12 @@ class LosesOneWhenAnIterationIsLeft(Through):
         return frame
 
 
-@fault("the first reader got another frame", "readers_take_turns", "cancelled_reads_lose_nothing")
+@fault(
+    "the first reader got another frame",
+    "readers_take_turns",
+    "cancelled_reads_lose_nothing",
+    "a_cancelled_reader_leaves_the_line",
+)
 class ChangesWhatALaterReaderWaitedFor(Through):
     """… a single one, behind a single one."""
 
@@ -443,3 +449,211 @@ class IterationRaisesAfterClose(Through):
         if self.closed:
             raise QueueClosedError("closed")
         return await super().__anext__()
+
+
+# -- several methods, several tasks ------------------------------------------------------------------------------------
+
+
+@fault(
+    "different methods of reading in turn: frame 2 of 12 was",
+    "reads_are_in_order",
+    "frames_that_came_before_the_end_are_read",
+)
+class BatchesKeepARest(Through):
+    """What read_frames has read and not returned is for read_frames only."""
+
+    rest: tuple[bytes, ...] = ()
+
+    async def read_frames(self, limit: int = 128) -> list[bytes]:
+        if limit != 2:
+            return await super().read_frames(limit)
+        frames = self.rest or tuple(await super().read_frames(4))
+        self.rest = frames[2:]
+        return list(frames[:2])
+
+
+@fault("different methods of writing in turn: frame .* was overtaken", "writes_are_in_order")
+class OneMethodIsLate(Through):
+    """A frame of write_frame is sent a moment later, and write_frame_nowait does not wait for it."""
+
+    late: Any = None
+
+    def send(self) -> None:
+        if self.late is not None:
+            timer, frame = self.late
+            self.late = None
+            timer.cancel()
+            self.inner.write_frame_nowait(frame)
+
+    async def write_frame(self, frame: Any) -> None:
+        await asyncio.sleep(0)
+        self.send()
+        if type(frame) is not bytes or len(frame) != 60 or self.closed or self.inner._peer.closed:
+            await super().write_frame(frame)
+            return
+        self.late = asyncio.get_running_loop().call_later(0.0001, self.send), frame
+
+    async def write_frames(self, frames: Any) -> None:
+        self.send()
+        await super().write_frames(frames)
+
+    def write_frames_nowait(self, frames: Any) -> int:
+        self.send()
+        return super().write_frames_nowait(frames)
+
+    async def aclose(self) -> None:
+        if not self.inner._peer.closed:
+            self.send()
+        await super().aclose()
+
+
+@fault("read_frames must take its limit also by the name limit", "read_frames_keeps_its_limit")
+class CallsTheLimitAnotherName(Through):
+    async def read_frames(self, count: int = 128) -> list[bytes]:
+        return await super().read_frames(count)
+
+
+@fault("write_frame of a memoryview of a part as one frame: a frame of 60 bytes", "every_kind_of_frame_is_written")
+class WritesWhatAViewIsOf(Through):
+    async def write_frame(self, frame: Any) -> None:
+        await super().write_frame(frame.obj if isinstance(frame, memoryview) else frame)
+
+
+@fault(
+    "nowait took a frame for which read_frames was waiting already", "nowait_does_not_overtake", "readers_take_turns"
+)
+class OvertakesBatchReaders(Through):
+    """A look asks only whether single readers wait."""
+
+    async def read_frames(self, limit: int = 128) -> list[bytes]:
+        await asyncio.sleep(0)
+        while not self.inner._readers and self.inner._error is None:
+            try:
+                return super().read_frames_nowait(limit)
+            except BlockingIOError:
+                await asyncio.sleep(0.0001)
+        return await super().read_frames(limit)
+
+
+@fault("a cancelled read_frame raised ConnectionError", "cancelled_reads_lose_nothing")
+class CancelledReadRaises(Through):
+    async def read_frame(self) -> bytes:
+        try:
+            return await super().read_frame()
+        except asyncio.CancelledError:
+            raise ConnectionError("interrupted") from None
+
+
+@fault("a task that was cancelled did not end", "cancelled_reads_lose_nothing")
+class ReadsOnWhenCancelled(Through):
+    async def read_frames(self, limit: int = 128) -> list[bytes]:
+        while True:
+            try:
+                return await super().read_frames(limit)
+            except asyncio.CancelledError:
+                pass
+
+
+@fault("a reader before or behind a cancelled one: nothing happened", "a_cancelled_reader_leaves_the_line")
+class CancellingOneStopsTheFirst(Through):
+    """A reader that is cancelled removes the first of the line instead of itself."""
+
+    waiting: tuple[asyncio.Task[Any], ...] = ()
+    stopped: tuple[asyncio.Task[Any], ...] = ()
+
+    async def read_frame(self) -> bytes:
+        task: Any = asyncio.current_task()
+        self.waiting = (*self.waiting, task)
+        try:
+            frame = await super().read_frame()
+        except asyncio.CancelledError:
+            if self.waiting[0] is not task and not self.waiting[0].cancelling():
+                self.stopped = (*self.stopped, self.waiting[0])
+            raise
+        finally:
+            self.waiting = tuple(each for each in self.waiting if each is not task)
+        return await never() if task in self.stopped else frame
+
+
+@fault("write_frames_nowait took a frame that must be refused", "refused_frames_are_named")
+class LooksSkipRefusedFrames(Through):
+    def write_frames_nowait(self, frames: Any) -> int:
+        if isinstance(frames, list) and frames and frames[0] == b"":
+            return super().write_frames_nowait(frames)
+        for frame in frames if isinstance(frames, list) else ():
+            if frame == b"":
+                super().write_frames_nowait([each for each in frames if each != b""])
+                return len(frames)
+        return super().write_frames_nowait(frames)
+
+
+@fault("write_frames_nowait must take the frames before one that must be refused", "refused_frames_are_named")
+class LooksRaiseWhateverWasWritten(Through):
+    def write_frames_nowait(self, frames: Any) -> int:
+        count = super().write_frames_nowait(frames)
+        if isinstance(frames, list) and frames[count:] and frames[count] == b"":
+            raise InvalidFrameError("empty")
+        return count
+
+
+@fault("after objects that are not frames: ", "what_is_not_a_frame_is_refused")
+class WritesBehindWhatIsNoFrame(Through):
+    async def write_frames(self, frames: Any) -> None:
+        if isinstance(frames, list) and None in frames:
+            await super().write_frames([frame for frame in frames if frame is not None])
+            raise TypeError("None is not a frame")
+        await super().write_frames(frames)
+
+
+class _SmallRoom(Through):
+    """A correct stream with room for 400 frames that the far end has not read."""
+
+    def __init__(self, inner: MemoryStream) -> None:
+        super().__init__(inner)
+        self.writers: list[asyncio.Future[None]] = []
+
+    async def _room(self) -> None:
+        peer = self.inner._peer
+        while (peer.closed or len(peer._ring) + len(peer._buffer) >= 400) and not self._is_over():
+            await asyncio.sleep(0.001)
+
+    def _is_over(self) -> bool:
+        return self.inner.closed or self.inner._error is not None
+
+    async def write_frame(self, frame: Any) -> None:
+        await self._room()
+        await super().write_frame(frame)
+
+
+@fault("write_frame does not end when aclose", "closing_wakes_writers", "a_device_that_is_gone_stays_gone")
+class WritersHangOnClose(_SmallRoom):
+    def _is_over(self) -> bool:
+        return self.inner._error is not None and not self.inner.closed
+
+
+@fault(
+    "write_frame does not end when the device was deleted",
+    "a_device_that_goes_wakes_writers",
+    "a_device_that_is_gone_stays_gone",
+)
+class WritersHangWhenTheDeviceGoes(_SmallRoom):
+    def _is_over(self) -> bool:
+        return self.inner.closed
+
+
+@fault("aclose cancelled the task of read_frame, waiting task 1", "closing_wakes_everybody")
+class CloseCancelsReaders(Through):
+    waiting: tuple[asyncio.Task[Any], ...] = ()
+
+    async def read_frame(self) -> bytes:
+        task: Any = asyncio.current_task()
+        self.waiting = (*self.waiting, task)
+        try:
+            return await super().read_frame()
+        finally:
+            self.waiting = tuple(each for each in self.waiting if each is not task)
+
+    async def aclose(self) -> None:
+        for task in self.waiting:
+            task.cancel()
+        await super().aclose()

@@ -250,6 +250,7 @@ class IterationEndsEarly(Through):
 @fault(
     "an async for that was left: frame 2 of 12 was lost",
     "iteration_can_be_left_and_resumed",
+    "reads_are_in_order",
     "readers_take_turns",
     "cancelled_reads_lose_nothing",
     "frames_that_came_before_the_end_are_read",
@@ -287,7 +288,7 @@ class GivesViews(Through):
         return memoryview(await super().read_frame())  # type: ignore[return-value]
 
 
-@fault("read_frames must return a list, not tuple", "reads_are_in_order")
+@fault("read_frames must return a list, not tuple", "reads_are_in_order", "nowait_does_not_overtake")
 class GivesTuples(Through):
     async def read_frames(self, limit: int = 128) -> list[bytes]:
         return tuple(await super().read_frames(limit))  # type: ignore[return-value]
@@ -397,7 +398,7 @@ class CountsNothing(Through):
         return None if count > 100 else count  # type: ignore[return-value]
 
 
-@fault("write_frames_nowait: 64 of 300 frames arrived", "writes_are_in_order")
+@fault("write_frames_nowait: 64 of 300 frames arrived", "writes_are_in_order", "refused_frames_are_named")
 class CountsTooMany(Through):
     def write_frames_nowait(self, frames: Any) -> int:
         super().write_frames_nowait(frames[:64])
@@ -885,10 +886,10 @@ def _wrong_end(name: str, error: type[Exception], waits: bool) -> type[Through]:
     def ended(self: Through) -> bool:
         return isinstance(self.inner._error, error) and (self.closed if error is QueueClosedError else True)
 
-    async def wait(self: Through, *arguments: Any) -> Any:
+    async def wait(self: Through, *arguments: Any, **named: Any) -> Any:
         if ended(self) and not self.inner._buffer:
             raise RuntimeError("ended")
-        return await method(self, *arguments)
+        return await method(self, *arguments, **named)
 
     def now(self: Through, *arguments: Any) -> Any:
         if ended(self) and not self.inner._buffer:

@@ -31,7 +31,7 @@ async def check_packet_stream(
     """Runs all conformance checks, each against a new stream from *make*.
 
     They check order, batches, frames of every size and type, refused frames, cancelled and concurrent readers and
-    writers, fairness, and closing. If the far end has a method ``vanish``, they also check a device that is deleted. If
+    writers, fairness, and closing, also while writers wait for room. If the far end has a method ``vanish``, they also check a device that is deleted. If
     the stream has the methods ``read_frames_nowait`` and ``write_frames_nowait``, these are checked too. A stream may
     be slow: the checks wait for frames to arrive, and do less on a slow stream.
 
@@ -44,7 +44,7 @@ async def check_packet_stream(
             may then be refused or lost, as on a link with a smaller MTU, but must not arrive changed.
         refused: A frame that the stream must refuse with InvalidFrameError. By default an empty frame is tried: it must
             be either refused or delivered.
-        burst: The stream keeps at least this many frames while no task reads them. At least 110.
+        burst: The stream keeps at least this many frames, in each direction, while no task reads them. At least 110.
         patience: How many seconds to wait for something that must happen.
 
     Raises:

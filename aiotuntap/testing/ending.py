@@ -8,6 +8,9 @@ from typing import Any
 from .._errors import DeviceGoneError, QueueClosedError
 from .trial import Trial, same
 
+# Frames that each of two writers writes, more than most send buffers have room for.
+_MANY = 2000
+
 
 async def closing_wakes_everybody(trial: Trial) -> None:
     """Closing ends every pending read with QueueClosedError, and every ``async for`` without an exception."""
@@ -18,14 +21,25 @@ async def closing_wakes_everybody(trial: Trial) -> None:
             outcome = await trial.soon(task, f"{name} still waits after aclose")
         except QueueClosedError as error:
             outcome = error
-        except (AssertionError, asyncio.CancelledError):
+        except AssertionError:
             raise
+        except asyncio.CancelledError as error:
+            if not task.cancelled():
+                raise
+            raise AssertionError(f"aclose cancelled the task of {name}") from error
         except Exception as error:
             raise AssertionError(f"aclose ended {name} with {error!r}, not with QueueClosedError") from error
         if name.startswith("async for"):
             assert outcome == [], f"aclose must end {name} without an exception, not with {outcome!r}"
         else:
             assert isinstance(outcome, QueueClosedError), f"aclose must end {name} with QueueClosedError"
+
+
+async def closing_wakes_writers(trial: Trial) -> None:
+    """A writer that waits for room ends when the stream is closed: it wrote everything, or gets QueueClosedError."""
+    writing = await _writing(trial)
+    await trial.soon(trial.stream.aclose(), "aclose while others write")
+    await _ends(trial, writing, QueueClosedError, "aclose")
 
 
 async def a_closed_stream_says_so(trial: Trial) -> None:
@@ -55,6 +69,15 @@ async def a_device_that_goes_wakes_everybody(trial: Trial) -> None:
     await _vanish(trial)
     for name, task in waiting.items():
         await trial.raises(DeviceGoneError, lambda task=task: task, f"{name} when the device is deleted")  # type: ignore[misc]
+
+
+async def a_device_that_goes_wakes_writers(trial: Trial) -> None:
+    """A writer that waits for room ends when the device is deleted: it wrote everything, or gets DeviceGoneError."""
+    if not _can_vanish(trial):
+        return
+    writing = await _writing(trial)
+    await _vanish(trial)
+    await _ends(trial, writing, DeviceGoneError, "the device was deleted")
 
 
 async def frames_that_came_before_the_end_are_read(trial: Trial) -> None:
@@ -116,6 +139,32 @@ async def _waiting(trial: Trial) -> dict[str, asyncio.Future[Any]]:
     return waiting
 
 
+async def _writing(trial: Trial) -> dict[str, asyncio.Future[Any]]:
+    """Tasks that write more than a small send buffer has room for, while nobody reads at the far end."""
+    stream, sent = trial.stream, trial.frames(_MANY)
+
+    async def write() -> None:
+        for frame in sent:
+            await stream.write_frame(frame)
+
+    writing: dict[str, asyncio.Future[Any]] = {
+        "write_frame": trial.start(write()),
+        "write_frames": trial.start(stream.write_frames(sent)),
+    }
+    await trial.settle()
+    return writing
+
+
+async def _ends(trial: Trial, tasks: dict[str, asyncio.Future[Any]], kind: type[Exception], why: str) -> None:
+    for name, task in tasks.items():
+        await trial.soon(asyncio.wait([task]), f"{name} does not end when {why}")
+        error = None if task.cancelled() else task.exception()
+        assert not task.cancelled(), f"{name} was cancelled when {why}"
+        assert error is None or isinstance(error, kind), (
+            f"{name} must end with {kind.__name__} when {why}, not with {error!r}"
+        )
+
+
 async def _iterate(trial: Trial) -> list[bytes]:
     return [frame async for frame in trial.stream]
 
@@ -150,9 +199,11 @@ async def _vanish(trial: Trial) -> None:
 
 ENDING = (
     closing_wakes_everybody,
+    closing_wakes_writers,
     a_closed_stream_says_so,
     closing_twice_is_harmless,
     a_device_that_goes_wakes_everybody,
+    a_device_that_goes_wakes_writers,
     frames_that_came_before_the_end_are_read,
     a_device_that_is_gone_stays_gone,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from itertools import product
 from typing import Any
 
 from .trial import Others, Trial, same, starts_like
@@ -18,6 +19,16 @@ async def reads_are_in_order(trial: Trial) -> None:
         same(got, sent, way)
         for frame in got:
             assert type(frame) is bytes, f"{way} must give bytes, not {type(frame).__name__}"
+    # All methods read the same frames: what one of them left is for the next.
+    sent = trial.frames(12)
+    await trial.send(sent)
+    mixed: list[bytes] = []
+    while len(mixed) < len(sent) and sent[-1] not in mixed:
+        mixed += await trial.soon(trial.stream.read_frames(2), "read_frames")
+        for way in ("read_frame", "read_frame_nowait", "async for"):
+            if len(mixed) < len(sent):
+                mixed += await trial.soon(anext(trial.reads()[way]()), f"{way} after read_frames")
+    same(mixed, sent, "different methods of reading in turn")
     last = trial.frame()
     await trial.send([last])
     batch = await trial.soon(trial.stream.read_frames(), "read_frames")
@@ -27,7 +38,18 @@ async def reads_are_in_order(trial: Trial) -> None:
 async def read_frames_keeps_its_limit(trial: Trial) -> None:
     """read_frames returns at least one frame, all available ones up to the limit, and a list that belongs to the caller."""
     stream: Any = trial.stream
-    batch_reads: dict[str, Callable[[int], Awaitable[list[bytes]]]] = {"read_frames": stream.read_frames}
+
+    async def by_name(limit: int) -> list[bytes]:
+        try:
+            frames: list[bytes] = await stream.read_frames(limit=limit)
+            return frames
+        except TypeError as error:
+            raise AssertionError("read_frames must take its limit also by the name limit") from error
+
+    batch_reads: dict[str, Callable[[int], Awaitable[list[bytes]]]] = {
+        "read_frames": stream.read_frames,
+        "read_frames, by name": by_name,
+    }
     if hasattr(stream, "read_frames_nowait"):
         batch_reads["read_frames_nowait"] = lambda limit: trial.now(
             lambda: stream.read_frames_nowait(limit), "read_frames_nowait"
@@ -66,11 +88,18 @@ async def nowait_is_empty_when_nothing_came(trial: Trial) -> None:
 
 async def nowait_does_not_overtake(trial: Trial) -> None:
     """A frame goes to the task that waits for it, not to a later caller of a ``nowait`` method."""
-    for name in ("read_frame_nowait", "read_frames_nowait"):
-        read: Any = getattr(trial.stream, name, None)
-        for _ in range(8 if read is not None else 0):
+    stream: Any = trial.stream
+    waits: dict[str, Callable[[], Awaitable[object]]] = {
+        "read_frame": stream.read_frame,
+        "read_frames": stream.read_frames,
+        "async for": lambda: anext(aiter(stream)),
+    }
+    looks = [name for name in ("read_frame_nowait", "read_frames_nowait") if hasattr(stream, name)]
+    for name, way in product(looks, waits):
+        read = getattr(stream, name)
+        for _ in range(4):
             frame = trial.frame()
-            waiting = trial.start(trial.soon(trial.stream.read_frame(), "a waiting read_frame"))
+            waiting = trial.start(trial.soon(waits[way](), f"a waiting {way}"))
             await trial.asked()
             await trial.send([frame])
             taken = None
@@ -79,8 +108,8 @@ async def nowait_does_not_overtake(trial: Trial) -> None:
                     taken = read()
                 except BlockingIOError:
                     await trial.turns(1)
-            assert taken is None, f"{name} took a frame for which read_frame was waiting already"
-            assert await waiting == frame, "a waiting read_frame got another frame"
+            assert taken is None, f"{name} took a frame for which {way} was waiting already"
+            assert await waiting in (frame, [frame]), f"a waiting {way} got another frame"
 
 
 async def readers_take_turns(trial: Trial) -> None:
@@ -158,6 +187,9 @@ async def cancelled_reads_lose_nothing(trial: Trial) -> None:
                 while not any(task.done() for task in tasks) and loop.time() < limit:
                     await trial.turns(1)
             await trial.cancel(*tasks)
+            for task in tasks:
+                error = None if task.cancelled() else task.exception()
+                assert error is None, f"a cancelled {name} raised {error!r}"
         last = trial.frame()
         await trial.send([last])
         while last not in got:
@@ -180,6 +212,15 @@ async def a_cancelled_reader_leaves_the_line(trial: Trial) -> None:
             complaint = "a frame that came for a cancelled reader did not go to the next one"
             await trial.soon(asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED), complaint)
         await trial.cancel(first, *others)
+
+    # One in the middle of the line: those before and behind it are still served in their order.
+    complaint = "a reader before or behind a cancelled one"
+    tasks = [trial.start(trial.soon(trial.stream.read_frame(), complaint)) for _ in range(4)]
+    await trial.asked()
+    await trial.cancel(tasks.pop(1))
+    sent = trial.frames(3)
+    await trial.send(sent)
+    same([await task for task in tasks], sent, "readers before and behind a cancelled one")
 
 
 async def iteration_can_be_left_and_resumed(trial: Trial) -> None:

@@ -103,7 +103,9 @@ class Trial:
     async def cancel(self, *tasks: asyncio.Task[Any]) -> None:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            _, left = await asyncio.wait(tasks, timeout=self.terms.patience)
+            assert not left, f"a task that was cancelled did not end within {self.terms.patience:g} s"
 
     # -- frames --------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import array
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, permutations
 from typing import Any
 
 from .._errors import InvalidFrameError
@@ -26,6 +26,15 @@ async def writes_are_in_order(trial: Trial) -> None:
         sent = trial.many(110 if "frames" in way else 12)
         await trial.soon(write(sent), way)
         same(await trial.arrived(sent, way), sent, way)
+    # All methods write in one order.
+    sent = []
+    ways = trial.writes()
+    for way in chain(*permutations(ways, 2)):
+        sent.append(trial.frame())
+        await trial.soon(ways[way](sent[-1:]), way)
+    same(
+        await trial.arrived(sent, "different methods of writing in turn"), sent, "different methods of writing in turn"
+    )
     await trial.soon(trial.stream.write_frames([]), "write_frames of an empty list")
     last = [trial.frame()]
     await trial.soon(trial.stream.write_frame(last[0]), "write_frame")
@@ -98,6 +107,7 @@ async def every_kind_of_frame_is_written(trial: Trial) -> None:
         "bytes": (data, data),
         "bytearray": (bytearray(data), data),
         "memoryview": (memoryview(data), data),
+        "memoryview of a part": (memoryview(b"\0" + data + b"\0")[1:-1], data),
         "memoryview of 16-bit items": (memoryview(even).cast("H"), even),
         "array of 16-bit items": (array.array("H", even), even),  # type: ignore[dict-item]
         "list": ([data[:14], data[14:]], data),
@@ -124,6 +134,8 @@ async def what_is_not_a_frame_is_refused(trial: Trial) -> None:
         for wrong in ("text", 7, None, ["text"]):
             batch: Any = [wrong]
             await trial.raises(TypeError, partial(write, batch), f"{way} of {wrong!r}")
+    behind: Any = [None, trial.frame()]
+    await trial.raises(TypeError, partial(stream.write_frames, behind), "write_frames of None and a frame")
     for one in (trial.frame(), 7, "text"):
         await trial.raises(TypeError, partial(stream.write_frames, one), f"write_frames of {type(one).__name__}")
     last = [trial.frame()]
@@ -166,6 +178,8 @@ async def refused_frames_are_named(trial: Trial) -> None:
     }.items():
         error = await trial.raises(InvalidFrameError, use, f"{name} of a frame that must be refused")
         assert tuple(error.indexes) == (0,), f"{name}: indexes must be (0,) for a single frame, not {error.indexes!r}"
+    if hasattr(stream, "write_frames_nowait"):
+        await _nowait_stops_at_refused(trial, refused)
     count = len(trial.many(110))
     for wrong in ((0,), (1, 3), (0, 1, 2, 3, 4), (0, count // 2, count - 2, count - 1)):
         batch: list[Frame] = list(trial.frames(5 if wrong[-1] < 5 else count))
@@ -178,6 +192,32 @@ async def refused_frames_are_named(trial: Trial) -> None:
         await trial.soon(stream.write_frame(last_frame), f"write_frame after {name}")
         sent = [frame for index, frame in enumerate(batch) if index not in wrong]
         same(await trial.arrived([*sent, last_frame], name), [*sent, last_frame], name)  # type: ignore[list-item]
+
+
+async def _nowait_stops_at_refused(trial: Trial, refused: Frame) -> None:
+    """write_frames_nowait takes the frames before a refused one, and raises when that is the first."""
+    stream: Any = trial.stream
+    name = "write_frames_nowait"
+    good = trial.frames(3)
+    batch: list[Frame] = [good[0], good[1], refused, good[2]]
+
+    async def before_refused() -> None:
+        at = 0
+        while at < 2:
+            taken = await trial.now(partial(stream.write_frames_nowait, batch[at:]), name)
+            assert taken <= 2 - at, f"{name} took a frame that must be refused"
+            at += taken
+            await asyncio.sleep(0)
+
+    try:
+        await trial.soon(before_refused(), f"{name} took no frame")
+    except InvalidFrameError as error:
+        raise AssertionError(f"{name} must take the frames before one that must be refused, not raise") from error
+    use = partial(trial.now, partial(stream.write_frames_nowait, batch[2:]), name)
+    await trial.raises(InvalidFrameError, use, f"{name} when the first frame must be refused")
+    await trial.soon(stream.write_frame(good[2]), "write_frame")
+    what = f"{name} with a refused frame"
+    same(await trial.arrived(good, what), good, what)
 
 
 async def what_is_too_large_is_refused(trial: Trial) -> None:
