@@ -657,3 +657,44 @@ class CloseCancelsReaders(Through):
         for task in self.waiting:
             task.cancel()
         await super().aclose()
+
+
+@fault("write_frame must end with QueueClosedError when aclose, not with ConnectionError", "closing_wakes_writers")
+class WritersGetAnotherErrorOnClose(_SmallRoom):
+    async def write_frame(self, frame: Any) -> None:
+        was_open = not self.closed
+        await self._room()
+        if was_open and self.closed:
+            raise ConnectionError("closed")
+        await Through.write_frame(self, frame)
+
+
+@fault(
+    "write_frame must end with DeviceGoneError when the device was deleted, not with ConnectionError",
+    "a_device_that_goes_wakes_writers",
+)
+class WritersGetAnotherErrorWhenTheDeviceGoes(_SmallRoom):
+    async def write_frame(self, frame: Any) -> None:
+        was_there = not self.inner._peer.closed
+        await self._room()
+        if was_there and self.inner._peer.closed and not self.closed:
+            raise ConnectionError("gone")
+        await Through.write_frame(self, frame)
+
+
+@fault("write_frames does not end when aclose", "closing_wakes_writers", "a_device_that_goes_wakes_writers")
+class BatchWritersHangAtTheEnd(_SmallRoom):
+    async def write_frames(self, frames: Any) -> None:
+        if isinstance(frames, list) and len(frames) > 400:
+            await never()
+        await super().write_frames(frames)
+
+
+@fault("write_frame was cancelled when aclose", "closing_wakes_writers")
+class CloseCancelsWriters(_SmallRoom):
+    async def write_frame(self, frame: Any) -> None:
+        was_open = not self.closed
+        await self._room()
+        if was_open and self.closed:
+            raise asyncio.CancelledError
+        await Through.write_frame(self, frame)
