@@ -31,9 +31,9 @@ async def check_packet_stream(
     """Runs all conformance checks, each against a new stream from *make*.
 
     They check order, batches, frames of every size and type, refused frames, cancelled and concurrent readers and
-    writers, fairness, and closing, also while writers wait for room. If the far end has a method ``vanish``, they also check a device that is deleted. If
-    the stream has the methods ``read_frames_nowait`` and ``write_frames_nowait``, these are checked too. A stream may
-    be slow: the checks wait for frames to arrive, and do less on a slow stream.
+    writers, fairness, and closing, also while writers wait for room. If the far end has a method ``vanish``, they also
+    check a device that is deleted. If the stream has the methods ``read_frames_nowait`` and ``write_frames_nowait``,
+    these are checked too. A stream may be slow: the checks wait for frames to arrive, and do less on a slow stream.
 
     Args:
         make: Returns an asynchronous context manager that yields a stream and its far end.
