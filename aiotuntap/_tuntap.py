@@ -557,7 +557,8 @@ class AsyncTuntap(SingleQueue, Settings):
             replace: Removes all other addresses and routes of this interface, in every routing table. *addresses* or
                 *routes* that are None are not changed, and ``[]`` removes all. What the kernel makes by itself stays:
                 IPv6 link-local addresses, what router advertisements and redirects bring, and the routes that belong
-                to an address. An IPv4 route with several gateways stays, too.
+                to an address. An IPv4 route with several gateways stays, too, and so do routes that are not of the type
+                unicast, or are for packets from some sources only (``from``).
             ipv6: False turns IPv6 off on this interface: it loses its IPv6 addresses and routes, and the kernel sends
                 no router solicitations, neighbour discovery or multicast reports by itself. True turns it on again.
             master: Name of the bridge, or other interface, to become a port of; ``""`` to leave it.

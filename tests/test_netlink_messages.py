@@ -92,8 +92,6 @@ def test_requests_for_routes() -> None:
     body = struct.pack("=BBBBBBBBI", socket.AF_INET, 16, 0, 0, 254, 4, 0, 1, 0)
     attributes = {1: v4.destination.network_address.packed, 4: number(3), 5: b"\x0a\0\0\x09", 6: number(7)}
     assert requested(requests.new_route(3, v4)) == (24, REQUEST_ACK | CREATE, body, attributes)
-    body = struct.pack("=BBBBBBBBI", socket.AF_INET, 16, 0, 0, 254, 0, 0, 1, 0)
-    assert requested(requests.delete_route(3, v4)) == (25, REQUEST_ACK, body, attributes)
     direct = parse_route("10.1.0.0/16")
     body = struct.pack("=BBBBBBBBI", socket.AF_INET, 16, 0, 0, 254, 4, 253, 1, 0)
     assert requested(requests.new_route(3, direct))[2:] == (body, {1: b"\x0a\1\0\0", 4: number(3)})
@@ -221,7 +219,7 @@ def test_what_flags_say_of_an_address(
         True,
     )
     if flags <= 0xFF:
-        assert decode_address(head, kind=21) == change
+        assert decode_address(head, kind=21) == change._replace(body=head)
 
 
 def route_message(
@@ -272,6 +270,28 @@ def test_ipv6_routes_that_the_kernel_made_one_of() -> None:
         (4, "::/0 via fd00::3"),
     ]
     assert messages.decode_routes(route_message(socket.AF_INET, 0, attribute(9, hops))) == []
+
+
+def test_a_route_as_it_was() -> None:
+    """A request to remove or restore it has all that it has, also what `Route` does not, and nothing that is refused."""
+    destination, protocol = attribute(1, b"\x0a\1\0\0"), 42
+    told = (attribute(4, number(3)), attribute(5, b"\x0a\0\0\x09"), attribute(12, bytes(32)), attribute(6, number(7)))
+    message = route_message(socket.AF_INET, 16, destination, *told, protocol=protocol, flags=4 | 16)
+    (entry,) = messages.decode_routes(message)
+    body = struct.pack("=BBBBBBBBI", socket.AF_INET, 16, 0, 0, 254, protocol, 253, 1, 4)
+    attributes = {1: b"\x0a\1\0\0", 4: number(3), 5: b"\x0a\0\0\x09", 6: number(7)}
+    assert requested(requests.delete_route(entry)) == (25, REQUEST_ACK, body, attributes)
+    assert requested(requests.restore_route(entry)) == (24, REQUEST_ACK | CREATE, body, attributes)
+    # The kernel refuses a gateway beside a nexthop object.
+    (entry,) = messages.decode_routes(route_message(socket.AF_INET, 16, destination, *told, attribute(30, number(8))))
+    assert requested(requests.delete_route(entry))[3] == {1: b"\x0a\1\0\0", 6: number(7), 30: number(8)}
+
+
+def test_an_address_as_it_was() -> None:
+    body = struct.pack("=BBBBI", socket.AF_INET, 24, 1, 0, 9) + attribute(2, b"\x0a\0\0\1") + attribute(3, b"vpn0:1\0")
+    head, attributes = body[:8], {2: b"\x0a\0\0\1", 3: b"vpn0:1\0"}
+    expected = 20, REQUEST_ACK | CREATE | EXCL, head, attributes
+    assert requested(requests.restore_address(decode_address(body))) == expected
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

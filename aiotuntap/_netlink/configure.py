@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
@@ -21,6 +21,7 @@ from . import requests
 from .iproute import Address, Route, parse_address, parse_route
 from .ipv6 import set_ipv6
 from .link import Where, located
+from .messages import RouteEntry
 from .socket import RouteError, RouteSocket, in_namespace
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
@@ -217,9 +218,10 @@ class _Change:
 
     def _set_addresses(self, wanted: Wanted[Address]) -> None:
         there = self._route.addresses(self._index)
-        spare = [each.address for each in there if self._is_spare(wanted, each.address, each.automatic)]
+        before = {each.address: each for each in there}
+        spare = {each.address: each for each in there if self._is_spare(wanted, each.address, each.automatic)}
         loses_others = any(address.version == 4 for address in spare)
-        routes = self._route.routes(self._index, 4) if loses_others else []
+        routes = self._routes((4,)) if loses_others else []
         for address in spare:
             request = requests.delete_address(self._index, address)
             self._ask(f"remove address {address} from {self._name!r}", request, ignore=errno.EADDRNOTAVAIL)
@@ -229,28 +231,61 @@ class _Change:
             there = self._route.addresses(self._index)
         try:
             for address in _missing(wanted, [each.address for each in there]):
-                self._set("address", address, requests.new_address(self._index, address), ignore=errno.EEXIST)
+                known = before.get(address)
+                request = (
+                    requests.new_address(self._index, address) if known is None else requests.restore_address(known)
+                )
+                self._set("address", address, request, ignore=errno.EEXIST)
         finally:
             if routes:
-                self._restore([entry.route for entry in routes if not entry.automatic])
+                self._restore([entry for entry in routes if not entry.automatic], self._routes((4,)))
 
-    def _restore(self, routes: Sequence[Route]) -> None:
-        """With the last IPv4 address the kernel removes all IPv4 routes, also if there is another address soon."""
-        there = {entry.route.identity for entry in self._route.routes(self._index, 4)}
-        for route in routes:
-            if route.identity not in there:
+    def _restore(self, routes: Sequence[RouteEntry], there: Sequence[RouteEntry]) -> None:
+        """Adds again those of *routes* that are not *there*, such as all that went with the last IPv4 address."""
+        left = {entry.route for entry in there}
+        for entry in routes:
+            if entry.route not in left:
                 with suppress(RouteError):  # its gateway or source may have gone with the address
-                    self._route.ask(requests.new_route(self._index, route))
+                    self._route.ask(requests.restore_route(entry))
 
     def _set_routes(self, wanted: Wanted[Route]) -> None:
         versions = (4, 6) if self._settings.replace else sorted({route.version for route in wanted.values()})
-        there = [entry for version in versions for entry in self._route.routes(self._index, version)]
-        for entry in there:
-            if self._is_spare(wanted, entry.route, entry.automatic):
-                request = requests.delete_route(self._index, entry.route)
-                self._ask(f"remove route {entry.route} from {self._name!r}", request, ignore=errno.ESRCH)
+        there = self._routes(versions)
+        spare = [each for each in there if self._is_spare(wanted, each.route, each.automatic)]
+        if spare:
+            self._remove(spare, there)
+            there = self._routes(versions)
         for route in _missing(wanted, [entry.route for entry in there]):
             self._set("route", route, requests.new_route(self._index, route), ignore=errno.EEXIST)
+
+    def _remove(self, spare: Sequence[RouteEntry], there: Sequence[RouteEntry]) -> None:
+        """Removes *spare* of the routes that are *there*, and no other.
+
+        The kernel removes the first route that fits a request, and a request that names no gateway, or no source, fits a
+        route that has one, too. So those that are left are removed again, and the others added again.
+        """
+        versions = sorted({entry.route.version for entry in spare})
+        going = {entry.route for entry in spare}
+        others = [entry for entry in there if entry.route not in going and entry.route.version in versions]
+        left = list(spare)
+        for _ in range(_TRIES):
+            for entry in left:
+                request = requests.delete_route(entry)
+                self._ask(f"remove route {entry.route} from {self._name!r}", request, ignore=errno.ESRCH)
+            now = self._routes(versions)
+            left = [entry for entry in now if entry.route in going]
+            if not left:
+                break
+        self._restore(others, now)
+        if left:
+            raise SetupError(
+                errno.EAGAIN,
+                f"cannot remove route {left[0].route} from {self._name!r}: it was there again after each of {_TRIES}"
+                " tries; look for a program that adds it",
+            )
+
+    def _routes(self, versions: Sequence[int]) -> list[RouteEntry]:
+        return [entry for version in versions for entry in self._route.routes(self._index, version)]
 
     def _is_spare(self, wanted: Wanted[Entry], there: Entry, automatic: bool) -> bool:
         """Whether it has to go: another one is wanted in its place, or nothing but others."""
@@ -302,7 +337,7 @@ class _Change:
         return ""
 
 
-def _as_before(wanted: Wanted[Address], there: Sequence[Address], spare: Sequence[Address]) -> Wanted[Address]:
+def _as_before(wanted: Wanted[Address], there: Sequence[Address], spare: Container[Address]) -> Wanted[Address]:
     """What is wanted, and those of *there* that are not *spare* as they are, in the order in which they were set."""
     kept: Wanted[Address] = {}
     for address in there:

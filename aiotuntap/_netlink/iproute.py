@@ -80,6 +80,8 @@ class Route:
     #: Of IPv4.
     scope: int | None = None
     onlink: bool = False
+    #: The type of service of the packets that it is for; 0 for all that no other route is for. Of IPv4.
+    tos: int = 0
 
     @property
     def version(self) -> int:
@@ -105,10 +107,11 @@ class Route:
     @property
     def identity(self) -> Hashable:
         """The same for two that lead to the same place in the same way, so that one is to take the other's place."""
-        return self.destination, self.gateway, self.table, self.metric or _DEFAULT_METRIC[self.version]
+        return self.destination, self.tos, self.gateway, self.table, self.metric or _DEFAULT_METRIC[self.version]
 
     def __str__(self) -> str:
         parts: dict[str, object] = {
+            "tos": self.tos or None,
             "via": self.gateway,
             "table": None if self.table == MAIN_TABLE else self.table,
             "src": self.source,

@@ -53,6 +53,11 @@ _RTPROT_OF_THE_KERNEL = (1, 2, 9)
 RTN_UNICAST = 1
 _RTM_F_CLONED = 0x200
 RTNH_F_ONLINK = 4
+_RTA_NH_ID = 30
+#: Of one way that a route leads: gateway, gateway of another family, encapsulation.
+_OF_A_HOP = (5, 18, 21, 22)
+#: What cannot stand in a request for one of those ways: the interface, all of them together, and how old the route is.
+_NOT_SHARED = (*_OF_A_HOP, 4, 9, 12, _RTA_NH_ID)
 
 _IFA_F_TEMPORARY = 0x01  # of IPv6; of IPv4 it is that of a secondary address
 IFA_F_NODAD = 0x02
@@ -94,6 +99,8 @@ class AddressChange(NamedTuple):
     #: Whether the kernel made it by itself: an IPv6 link-local address, or one from a router advertisement.
     automatic: bool
     removed: bool
+    #: What the kernel said of it, which with another type of message is a request: to set this very address again.
+    body: bytes
 
 
 class RouteEntry(NamedTuple):
@@ -103,6 +110,9 @@ class RouteEntry(NamedTuple):
     route: Route
     #: Whether the kernel made it by itself.
     automatic: bool
+    #: What the kernel said of it, which with another type of message is a request: to remove this very route, or to add
+    #: it again. A `Route` does not have everything, such as the protocol, by which it is known.
+    body: bytes
 
 
 def split(data: bytes) -> Iterator[Message]:
@@ -209,6 +219,7 @@ def decode_address(message: Message) -> AddressChange | None:
         duplicate=failed,
         automatic=of_ipv6 and (local.is_link_local or bool(flags & (_IFA_F_TEMPORARY | _IFA_F_MANAGETEMPADDR))),
         removed=message.type == RTM_DELADDR,
+        body=message.body,
     )
 
 
@@ -217,7 +228,8 @@ def decode_routes(message: Message) -> list[RouteEntry]:
 
     What is no unicast route is left out, and so are IPv4 routes with several gateways.
     """
-    family, length, source_length, _, short_table, protocol, scope, kind, flags = _ROUTE.unpack_from(message.body)
+    head = _ROUTE.unpack_from(message.body)
+    family, length, source_length, tos, short_table, protocol, scope, kind, flags = head
     found = _attributes(message.body, _ROUTE.size)
     if kind != RTN_UNICAST or source_length or flags & _RTM_F_CLONED:
         return []
@@ -226,10 +238,17 @@ def decode_routes(message: Message) -> list[RouteEntry]:
     hops = [(_number(found, 4), flags, found)]
     if 9 in found and family == socket.AF_INET6:
         hops = list(_next_hops(found[9]))
+    shared = {type_: value for type_, value in found.items() if type_ not in _NOT_SHARED}
     entries = []
     for index, hop_flags, hop in hops:
         if index is None:
             continue
+        # A nexthop object (ip-nexthop(8)) stands for interface and gateway, which the kernel refuses beside it.
+        if _RTA_NH_ID in found:
+            own = {_RTA_NH_ID: found[_RTA_NH_ID]}
+        else:
+            own = {4: _NUMBER.pack(index & 0xFFFFFFFF)} | {type_: hop[type_] for type_ in _OF_A_HOP if type_ in hop}
+        body = _ROUTE.pack(*head[:-1], hop_flags & RTNH_F_ONLINK) + _as_attributes(shared | own)
         route = Route(
             ipaddress.ip_network(f"{destination}/{length}"),
             _ip_address(family, hop[5]) if 5 in hop else _gateway_of_another_family(hop.get(18, b"")),
@@ -239,8 +258,9 @@ def decode_routes(message: Message) -> list[RouteEntry]:
             _number(_attributes(found.get(8, b"")), 2),
             scope if family == socket.AF_INET else None,
             bool(hop_flags & RTNH_F_ONLINK),
+            tos,
         )
-        entries.append(RouteEntry(index, route, automatic=protocol in _RTPROT_OF_THE_KERNEL))
+        entries.append(RouteEntry(index, route, protocol in _RTPROT_OF_THE_KERNEL, body))
     return entries
 
 
@@ -281,6 +301,13 @@ def _attributes(data: bytes, at: int = 0) -> dict[int, bytes]:
         found[type_ & 0x3FFF] = data[at + _ATTRIBUTE.size : at + length]
         at += length + 3 & ~3
     return found
+
+
+def _as_attributes(values: Mapping[int, bytes]) -> bytes:
+    return b"".join(
+        _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), type_) + value + bytes(-len(value) % 4)
+        for type_, value in values.items()
+    )
 
 
 def _text(value: bytes) -> str:

@@ -30,6 +30,8 @@ from .messages import (
     RTM_NEWROUTE,
     RTN_UNICAST,
     RTNH_F_ONLINK,
+    AddressChange,
+    RouteEntry,
 )
 
 _REQUEST = 0x1
@@ -42,6 +44,7 @@ _RTPROT_STATIC = 4
 #: Larger numbers of tables are told by an attribute.
 _LARGEST_SHORT_TABLE = 255
 
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
 _SEQUENCE = struct.Struct("=I")
 
 
@@ -116,20 +119,12 @@ def dump_routes(version: int, index: int) -> bytearray:
 
 def new_route(index: int, route: Route) -> bytearray:
     """Without NLM_F_EXCL, EEXIST means that this very route is there, and not another one to the same destination."""
-    return _change_route(RTM_NEWROUTE, _ACK | _CREATE, index, route, _RTPROT_STATIC)
-
-
-def delete_route(index: int, route: Route) -> bytearray:
-    return _change_route(RTM_DELROUTE, _ACK, index, route, 0)
-
-
-def _change_route(type_: int, flags: int, index: int, route: Route, protocol: int) -> bytearray:
     has_short_table = route.table <= _LARGEST_SHORT_TABLE
     fields = {
         "family": _family(route.version),
         "dst_len": route.destination.prefixlen,
         "table": route.table if has_short_table else 0,
-        "proto": protocol,
+        "proto": _RTPROT_STATIC,
         "type": RTN_UNICAST,
         "scope": route.effective_scope,
         "flags": RTNH_F_ONLINK if route.onlink else 0,
@@ -143,7 +138,25 @@ def _change_route(type_: int, flags: int, index: int, route: Route, protocol: in
         "RTA_TABLE": None if has_short_table else route.table,
         "RTA_OIF": index,
     }
-    return _encode(rtmsg, type_, flags, fields, attributes)
+    return _encode(rtmsg, RTM_NEWROUTE, _ACK | _CREATE, fields, attributes)
+
+
+def restore_address(address: AddressChange) -> bytearray:
+    """Sets an address as it was, also with what an `Address` does not have: its label, and how long it is valid."""
+    return _repeat(RTM_NEWADDR, _ACK | _CREATE | _EXCL, address.body)
+
+
+def restore_route(entry: RouteEntry) -> bytearray:
+    """Adds a route as it was."""
+    return _repeat(RTM_NEWROUTE, _ACK | _CREATE, entry.body)
+
+
+def delete_route(entry: RouteEntry) -> bytearray:
+    return _repeat(RTM_DELROUTE, _ACK, entry.body)
+
+
+def _repeat(type_: int, flags: int, body: bytes) -> bytearray:
+    return bytearray(_HEADER.pack(_HEADER.size + len(body), type_, _REQUEST | flags, 0, 0) + body)
 
 
 def set_sequence(request: bytearray, sequence: int) -> None:

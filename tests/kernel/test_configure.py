@@ -342,6 +342,115 @@ async def test_routes_stay_when_no_address_does() -> None:
         assert {each[0] for each in routes(interface.name)} == {"10.1.0.0/16", "fd00:1::/48"}
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        ["10.5.0.0/16 tos 8"],
+        ["10.5.0.0/16 via inet6 fe80::5"],
+        ["10.5.0.0/16 nhid 777"],
+        ["fd05::/64 nhid 778"],
+        ["10.5.0.0/16 proto bird advmss 1000", "10.5.0.0/16 tos 8 metric 7"],
+        ["fd05::/64 nexthop via fd00::4 nexthop via fd00::5 weight 5"],
+    ],
+    ids=lambda others: others[0],
+)
+async def test_replacing_routes_that_cannot_be_written(others: list[str]) -> None:
+    async with both_families() as interface:
+        name = interface.name
+        await interface.configure(addresses=["10.0.0.1/24", "fd00::1/64 nodad"])
+        if "nhid" in others[0]:  # they go with the interface
+            ip("nexthop", "add", "id", "777", "via", "10.0.0.9", "dev", name)
+            ip("nexthop", "add", "id", "778", "via", "fd00::9", "dev", name)
+        for other in others:
+            words = (
+                other.replace("via", f"dev {name} via").split() if "nexthop" in other else [*other.split(), "dev", name]
+            )
+            ip("route", "add", *(words if "nhid" not in other else other.split()))
+        await interface.configure(routes=["10.6.0.0/16"], replace=True)
+        assert {each[0] for each in routes(name)} == {"10.6.0.0/16"}
+
+
+async def test_a_route_for_some_packets_is_not_one_for_all() -> None:
+    async with both_families() as interface:
+        await interface.configure(addresses=["10.0.0.1/24"])
+        ip("route", "add", "10.5.0.0/16", "tos", "8", "dev", interface.name)
+        await interface.configure(routes=["10.5.0.0/16"])
+        assert len(ip("route", "show", "10.5.0.0/16").splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("kept", "spare"),
+    [
+        ("fd05::/64 via fd00::2", "fd05::/64"),
+        ("10.5.0.0/16 src 10.0.0.1", "10.5.0.0/16"),
+        ("10.5.0.0/16 via 10.0.0.2", "10.5.0.0/16 scope global"),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+async def test_removing_one_of_two_routes_to_one_destination(kept: str, spare: str, turned: bool) -> None:
+    """The kernel takes the first that fits: of a request without a gateway or a source, also one that has it."""
+    async with both_families() as interface:
+        await interface.configure(addresses=["10.0.0.1/24", "fd00::1/64 nodad"])
+        for route in (spare, kept) if turned else (kept, spare):
+            ip("route", "append", *route.split(), "dev", interface.name)
+        assert len(routes(interface.name)) == 2
+        await interface.configure(routes=[kept], replace=True)
+        ((destination, gateway, _, _, source, _),) = routes(interface.name)
+        named = kept.split()
+        assert (destination, gateway or source) == (named[0], named[2])
+
+
+async def test_a_route_that_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when another program adds it whenever it is removed."""
+    async with both_families() as interface:
+        name = interface.name
+        await interface.configure(addresses=["10.0.0.1/24"], routes=["10.5.0.0/16", "10.6.0.0/16"])
+        ask = RouteSocket.ask
+
+        def ask_and_add(self: RouteSocket, request: bytearray, ignore: int | None = None) -> Any:
+            answer = ask(self, request, ignore)
+            if struct.unpack_from("=H", request, 4)[0] == 25:
+                ip("route", "add", "10.5.0.0/16", "dev", name)
+            return answer
+
+        monkeypatch.setattr(RouteSocket, "ask", ask_and_add)
+        with pytest.raises(
+            SetupError, match=r"cannot remove route 10\.5\.0\.0/16 .*there again.*a program that adds it"
+        ):
+            await interface.configure(routes=["10.6.0.0/16"], replace=True)
+        assert {each[0] for each in routes(name)} == {"10.5.0.0/16", "10.6.0.0/16"}
+
+
+async def test_what_goes_with_an_address_comes_back_as_it_was() -> None:
+    """Addresses of its subnet with label and lifetime, and routes with their protocol and all that they have."""
+    async with both_families() as interface:
+        name = interface.name
+        promote = Path(f"/proc/sys/net/ipv4/conf/{name}/promote_secondaries")
+        await asyncio.to_thread(promote.write_text, "0")
+        await interface.configure(addresses=["10.0.0.1/24"])
+        ip(
+            "address",
+            "add",
+            "10.0.0.2/24",
+            "label",
+            f"{name}:2",
+            "valid_lft",
+            "5000",
+            "preferred_lft",
+            "4000",
+            "dev",
+            name,
+        )
+        ip("route", "add", "10.5.0.0/16", "via", "inet6", "fe80::5", "proto", "bird", "advmss", "1000", "dev", name)
+        await interface.configure(addresses=["10.0.0.2/24"], replace=True)
+        (left,) = [each for each in addresses(name) if each["family"] == "inet"]
+        assert (left["local"], left["label"]) == ("10.0.0.2", f"{name}:2") and 3000 < left[
+            "preferred_life_time"
+        ] <= 4000
+        (route,) = json.loads(ip("-j", "-d", "route", "show", "10.5.0.0/16"))
+        assert (route["protocol"], route["via"]["host"], route["metrics"]) == ("bird", "fe80::5", [{"advmss": 1000}])
+
+
 async def test_asked_for_twice() -> None:
     async with both_families() as interface:
         await interface.configure(addresses=["10.0.0.1/24"] * 2, routes=["10.1.0.0/16"] * 2)
