@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from .._errors import WAITS_WHILE_DOWN, DeviceGoneError, SetupError, TuntapError, cannot_poll
 from .._netns import Identity, Namespace
 from .._types import Change, Link, LinkEvent
+from .iproute import IPAddress
 from .link import Where, located
 from .messages import AddressChange, LinkChange, decode_change, index_of, split
 from .socket import in_namespace, receive_from
@@ -370,11 +371,27 @@ def apply(link: Link, notification: Notification) -> Link:
             duplicates=link.duplicates,
         )
     address = str(notification.address)
+    if notification.address.version == 6 and not notification.removed and address not in link.addresses:
+        link = _without(link, notification.address.local)  # the kernel tells only how an address is after a change
     return replace(
         link,
         addresses=_with(link.addresses, address, not notification.removed),
         tentative=_with(link.tentative, address, notification.tentative and not notification.removed),
         duplicates=_with(link.duplicates, address, notification.duplicate and not notification.removed),
+    )
+
+
+def _without(link: Link, local: IPAddress) -> Link:
+    """*link* without its address *local*, of which it has one, with this prefix and peer or others."""
+
+    def others(addresses: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(each for each in addresses if not each.startswith((f"{local}/", f"{local} ")))
+
+    return replace(
+        link,
+        addresses=others(link.addresses),
+        tentative=others(link.tentative),
+        duplicates=others(link.duplicates),
     )
 
 
@@ -399,9 +416,11 @@ def differences(before: Link, after: Link) -> Iterator[LinkEvent]:
         yield LinkEvent(Change.UP if after.up else Change.DOWN, after)
     if before.carrier != after.carrier:
         yield LinkEvent(Change.CARRIER, after, after.carrier)
-    for address in before.addresses:
-        if address not in after.addresses:
-            yield LinkEvent(Change.ADDRESS_REMOVED, after, address)
-    for address in after.addresses:
-        if address not in before.addresses:
-            yield LinkEvent(Change.ADDRESS_ADDED, after, address)
+    if before.addresses is not after.addresses:  # there may be thousands of them
+        former, now = set(before.addresses), set(after.addresses)
+        for address in before.addresses:
+            if address not in now:
+                yield LinkEvent(Change.ADDRESS_REMOVED, after, address)
+        for address in after.addresses:
+            if address not in former:
+                yield LinkEvent(Change.ADDRESS_ADDED, after, address)

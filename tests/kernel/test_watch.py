@@ -12,8 +12,10 @@ import struct
 import subprocess
 import sys
 import textwrap
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -134,6 +136,32 @@ async def test_ipv6_addresses() -> None:
             await told(events, (Change.ADDRESS_ADDED, "fd00:40::1/64"))
             ip("addr", "del", "fd00:40::1/64", "dev", interface.name)
             await told(events, (Change.ADDRESS_REMOVED, "fd00:40::1/64"))
+
+
+async def test_another_peer_of_an_ipv6_address() -> None:
+    """The kernel tells the address as it is then, and not that it was another one."""
+    async with tap() as interface:
+        await interface.configure(ipv6=True, up=True)
+        ip("address", "add", "fd00::1", "peer", "fd00::2/64", "dev", interface.name)
+        async with watching(interface) as events:
+            ip("address", "change", "fd00::1", "peer", "fd00::3/64", "dev", interface.name)
+            change = ("address removed", "fd00::1 peer fd00::2/64"), ("address added", "fd00::1 peer fd00::3/64")
+            await told(events, *change)
+            ip("link", "set", interface.name, "mtu", "1400")
+            (event,) = await some(events)
+            assert set(event.link.addresses) == set((await interface.link()).addresses)
+            assert "fd00::1 peer fd00::2/64" not in event.link.tentative
+
+
+async def test_events_of_an_interface_with_many_addresses_do_not_stop_the_loop() -> None:
+    before = tuple(f"10.{number >> 8}.{number & 255}.1/32" for number in range(5000))
+    async with tap() as interface:
+        link = replace(await interface.link(), addresses=before)
+        started = time.thread_time()
+        for number in range(20):
+            after = replace(link, addresses=(*before, f"10.255.0.{number}/32"))
+            assert [event.value for event in _watch.differences(link, after)] == [f"10.255.0.{number}/32"]
+        assert time.thread_time() - started < 1
 
 
 async def test_an_event_says_how_the_interface_is_afterwards() -> None:
