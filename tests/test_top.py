@@ -80,9 +80,14 @@ def test_text_without_interfaces() -> None:
 
 def test_no_more_lines_than_the_screen_has() -> None:
     lines = [f"line {number}" for number in range(10)]
-    assert _screen(lines, 11).count("\n") == 10 and "more" not in _screen(lines, 11)
-    drawn = _screen(lines, 10)
+    assert _screen(lines, 80, 11).count("\n") == 10 and "more" not in _screen(lines, 80, 11)
+    drawn = _screen(lines, 80, 10)
     assert drawn.count("\n") == 9 and "line 7" in drawn and "line 8" not in drawn and "… and 2 more lines" in drawn
+
+
+def test_no_wider_than_the_screen() -> None:
+    """A line that the terminal breaks would take two, and the picture would move up with each interval."""
+    assert _screen(["x" * 80], 40, 24).count("x") == 40
 
 
 @pytest.mark.parametrize(

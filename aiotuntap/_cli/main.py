@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,11 @@ from .._errors import TuntapError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 1 if the command failed, or 2 for wrong arguments."""
     options = build_parser().parse_args(arguments)
+    if sys.stdout is None:
+        return _fail("standard output is closed: redirect it, for example to /dev/null")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names have characters that the encoding of the terminal may not have.
+        sys.stdout.reconfigure(errors="backslashreplace")
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         status = run(options)
@@ -87,7 +93,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0.01 <= seconds <= 86400:
         raise argparse.ArgumentTypeError(f"must be from 0.01 to 86400 seconds, not {text}")
     return seconds

@@ -160,7 +160,7 @@ async def watch(netns: str | None, interval: float, once: bool, in_json: bool) -
         if in_json:
             sys.stdout.write(as_json(found) + "\n")
         elif is_screen:
-            sys.stdout.write(_screen(as_text(found, netns), shutil.get_terminal_size()[1]))
+            sys.stdout.write(_screen(as_text(found, netns), *shutil.get_terminal_size()))
         else:
             sys.stdout.write("\n".join([*as_text(found, netns), ""]) + ("" if once else "\n"))
         sys.stdout.flush()
@@ -168,9 +168,9 @@ async def watch(netns: str | None, interval: float, once: bool, in_json: bool) -
             return
 
 
-def _screen(lines: Sequence[str], height: int) -> str:
-    """The escape sequences that replace the lines on the screen."""
+def _screen(lines: Sequence[str], width: int, height: int) -> str:
+    """The escape sequences that replace the lines on the screen. A line that is too long would take two of them."""
     shown = list(lines)
     if len(shown) > height - 1:
         shown = [*shown[: max(height - 2, 1)], f"… and {len(shown) - max(height - 2, 1)} more lines"]
-    return _HOME + "".join(f"{line}{_CLEAR_LINE}\n" for line in shown) + _CLEAR_BELOW
+    return _HOME + "".join(f"{line[:width]}{_CLEAR_LINE}\n" for line in shown) + _CLEAR_BELOW

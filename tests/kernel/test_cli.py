@@ -202,6 +202,28 @@ def test_wrong_calls_are_explained() -> None:
         assert run.returncode == 2 and "usage: aiotuntap" in run.stderr
 
 
+def test_names_that_the_encoding_of_the_output_does_not_have() -> None:
+    name = unique("é")
+    ip("tuntap", "add", "mode", "tun", "name", name)
+    try:
+        for command in (["list"], ["top", "--once", "--interval", "0.01"]):
+            arguments = [sys.executable, "-m", "aiotuntap", *command]
+            environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+            run = subprocess.run(arguments, capture_output=True, check=False, cwd=ROOT, env=environment)
+            assert (run.returncode, run.stderr) == (0, b"") and name.encode("ascii", "backslashreplace") in run.stdout
+    finally:
+        ip("link", "del", name)
+
+
+@pytest.mark.parametrize("command", ["list", "doctor", "top --once"])
+def test_without_standard_output(command: str) -> None:
+    run = aiotuntap(*command.split(), through=("sh", "-c", 'exec "$@" >&-', "sh"))
+    assert (run.returncode, run.stderr) == (
+        1,
+        "aiotuntap: standard output is closed: redirect it, for example to /dev/null\n",
+    )
+
+
 def test_a_reader_that_closes_the_pipe() -> None:
     reader, writer = os.pipe()
     os.close(reader)
