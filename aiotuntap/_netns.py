@@ -46,6 +46,8 @@ def open_namespace(netns: str) -> int:
 
 
 def _how_to_get(netns: str, error: OSError) -> str:
+    if error.errno == errno.EACCES:
+        return "the namespace of another user's process takes CAP_SYS_PTRACE: run as root"
     if error.errno != errno.ENOENT:
         return ""
     return "check the path" if "/" in netns else f"'ip netns add {netns}' makes it"

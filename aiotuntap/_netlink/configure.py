@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Container, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
@@ -105,6 +105,8 @@ def _parse_all(setting: str, texts: Sequence[str] | None, parse: Callable[[str],
         raise TypeError(f"{setting} must be a list of strings, not the string {texts!r}: write [{texts!r}]")
     if texts is None:
         return None
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"{setting} must be a list of strings, not {texts!r}")
     wanted: Wanted[Entry] = {}
     written: dict[Hashable, str] = {}
     for text in texts:
@@ -321,6 +323,10 @@ class _Change:
             )
         if error.errno == errno.EEXIST and setting == "name":
             return "another interface has this name: choose another one"
+        if error.errno == errno.EINVAL and setting == "netns":
+            return "this is not a network namespace"
+        if error.errno == errno.EOPNOTSUPP and setting == "master":
+            return "it must be a bridge, or another interface that can have ports"
         if error.errno == errno.EOPNOTSUPP and setting == "mac" and self._link.mac is None:
             return "a TUN interface has no MAC address, and one opened with mode='tap' has"
         link = self._route.link(index=self._index) if isinstance(value, (Address, Route)) else None
@@ -334,6 +340,11 @@ class _Change:
             return "the interface is down: set it up first, or together with the route: configure(up=True, routes=...)"
         if isinstance(value, Route) and str(value.source) in {each.partition("/")[0] for each in link.tentative}:
             return f"{value.source} is tentative: wait with 'await ready()' before, or give the address with 'nodad'"
+        if isinstance(value, Route) and value.gateway and error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+            return (
+                f"{value.gateway} must be in the subnet of an address of this interface: add one, or write"
+                f" 'via {value.gateway} onlink'"
+            )
         return ""
 
 

@@ -193,6 +193,11 @@ def test_list_of_a_namespace_that_does_not_exist(netns: str) -> None:
     assert run.stderr.startswith("aiotuntap: ") and netns in run.stderr and "Traceback" not in run.stderr
 
 
+def test_list_of_a_namespace_of_another_user() -> None:
+    run = aiotuntap("list", "--netns", "/proc/1/ns/net", through=("unshare", "-Urn"))
+    assert run.returncode == 1 and "takes CAP_SYS_PTRACE: run as root" in run.stderr and "Traceback" not in run.stderr
+
+
 # -- the rest ---------------------------------------------------------------------------------------------------------
 
 

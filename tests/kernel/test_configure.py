@@ -651,6 +651,24 @@ async def test_a_route_while_it_is_down() -> None:
             await interface.configure(routes=["10.0.0.0/8"])
 
 
+async def test_a_gateway_that_is_not_in_its_subnet() -> None:
+    async with both_families() as interface:
+        await interface.configure(addresses=["10.0.0.1/24", "fd00::1/64 nodad"])
+        for route, gateway in (("10.5.0.0/16", "192.0.2.1"), ("fd05::/64", "fd09::1")):
+            with pytest.raises(SetupError, match=rf"{gateway} must be in the subnet .* 'via {gateway} onlink'"):
+                await interface.configure(routes=[f"{route} via {gateway}"])
+            await interface.configure(routes=[f"{route} via {gateway} onlink"])
+
+
+async def test_what_is_no_namespace_and_what_has_no_ports() -> None:
+    async with tap() as interface:
+        with pytest.raises(SetupError, match=r"set netns .* this is not a network namespace") as refused:
+            await interface.configure(netns="/proc/self/ns/mnt")
+        assert refused.value.errno == errno.EINVAL and interface.netns is None
+        with pytest.raises(SetupError, match="set master .* must be a bridge"):
+            await interface.configure(master="lo")
+
+
 async def test_a_source_that_is_tentative() -> None:
     async with both_families() as interface:
         wanted: dict[str, Any] = {"addresses": ["fd00::1/64"], "routes": ["fd00:1::/48 src fd00::1"]}
@@ -674,6 +692,7 @@ async def test_a_source_that_is_tentative() -> None:
         ({"mac": "02-00"}, ValueError, "mac must be six bytes in hexadecimal, .* not '02-00'"),
         ({"mac": b"\2\0\0\0\0\1"}, TypeError, "mac must be a string such as"),
         ({"mac": "01:00:00:00:00:01"}, ValueError, "'01:00:00:00:00:01' is one: its first byte must be even"),
+        ({"addresses": 5}, TypeError, "addresses must be a list of strings, not 5"),
         ({"addresses": "10.0.0.1/24"}, TypeError, r"must be a list of strings, .*: write \['10.0.0.1/24'\]"),
         ({"routes": b"10.0.0.0/8"}, TypeError, "must be a list of strings"),
         ({"addresses": [7]}, ValueError, "address 7: it must be a string"),
