@@ -560,7 +560,8 @@ class AsyncTuntap(SingleQueue, Settings):
                 to an address. An IPv4 route with several gateways stays, too, and so do routes that are not of the type
                 unicast, or are for packets from some sources only (``from``).
             ipv6: False turns IPv6 off on this interface: it loses its IPv6 addresses and routes, and the kernel sends
-                no router solicitations, neighbour discovery or multicast reports by itself. True turns it on again.
+                no router solicitations, neighbour discovery or multicast reports by itself. True turns it on again. With an
+                MTU below 1280 there is no IPv6, and the kernel forgets this setting: give it again with a larger MTU.
             master: Name of the bridge, or other interface, to become a port of; ``""`` to leave it.
             txqueuelen: Frames that the kernel keeps for each queue until they are read. More are dropped. The largest
                 number is 524288, or 32767 on newer kernels.

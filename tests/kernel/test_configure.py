@@ -550,6 +550,19 @@ def test_settings_that_are_read_only() -> None:
     assert "Errno 30" in done.stderr
 
 
+@pytest.mark.parametrize("on", [False, True])
+async def test_below_the_smallest_mtu_of_ipv6_the_kernel_forgets_its_settings(on: bool) -> None:
+    async with tap() as interface:
+        default = (await interface.link()).ipv6
+        await interface.configure(ipv6=on)
+        await interface.configure(mtu=1000)
+        await interface.configure(mtu=1500)
+        assert (await interface.link()).ipv6 is default
+        await interface.configure(mtu=1000)
+        await interface.configure(mtu=1500, ipv6=on)
+        assert (await interface.link()).ipv6 is on
+
+
 async def test_ipv6_and_an_mtu_that_is_too_small() -> None:
     async with AsyncTuntap(unique(), mode="tun") as interface:
         await interface.configure(mtu=1000, ipv6=False)
