@@ -27,6 +27,8 @@ Command = Callable[[dict[str, Any], list[int]], Awaitable[object]]
 
 _LONGEST_REQUEST = 1 << 16
 _MOST_CONNECTIONS = 32
+#: Seconds until it accepts connections again if that failed.
+_ACCEPT_AGAIN = 1.0
 _CREDENTIALS = struct.Struct("iII")
 
 
@@ -72,7 +74,11 @@ class Control:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                connection, _ = await loop.sock_accept(self._socket)
+                try:
+                    connection, _ = await loop.sock_accept(self._socket)
+                except OSError:  # such as no descriptor left: the client waits
+                    await asyncio.sleep(_ACCEPT_AGAIN)
+                    continue
                 task = loop.create_task(self._converse(connection))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -90,8 +96,9 @@ class Control:
             )
             if uid not in (0, os.geteuid()) or len(self._tasks) > _MOST_CONNECTIONS:
                 return
-            while request := await _receive(connection):
-                line, fds = request
+            rest = b""
+            while request := await _receive(connection, rest):
+                line, rest, fds = request
                 try:
                     answer = await self._answer(line, fds)
                 finally:
@@ -178,10 +185,15 @@ def _text(request: dict[str, Any], key: str) -> str:
     return value
 
 
-async def _receive(connection: socket.socket) -> tuple[bytes, list[int]] | None:
-    """A line, and the descriptors that came with it, which the caller must close. None at the end."""
-    data, fds = b"", []
+async def _receive(connection: socket.socket, data: bytes) -> tuple[bytes, bytes, list[int]] | None:
+    """A line, what was received after it, and the descriptors that came with it. None at the end.
+
+    *data* was received after the line before. The caller must close the descriptors.
+    """
+    fds: list[int] = []
     try:
+        if data:
+            await asyncio.sleep(0)  # many requests at once must not keep the frames waiting
         while b"\n" not in data:
             await _readable(connection)
             try:
@@ -190,7 +202,7 @@ async def _receive(connection: socket.socket) -> tuple[bytes, list[int]] | None:
                 continue
             fds += received
             data += more
-            if not more or len(data) > _LONGEST_REQUEST or len(fds) > 4:
+            if not more or len(data.partition(b"\n")[0]) > _LONGEST_REQUEST or len(fds) > 4:
                 raise ConnectionError
     except BaseException as error:
         for fd in fds:
@@ -198,7 +210,8 @@ async def _receive(connection: socket.socket) -> tuple[bytes, list[int]] | None:
         if isinstance(error, OSError):
             return None
         raise
-    return data, fds
+    line, _, rest = data.partition(b"\n")
+    return line, rest, fds
 
 
 async def _readable(connection: socket.socket) -> None:
