@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import re
 import signal
 import sys
@@ -159,10 +160,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     parser = build_parser()
     options = parser.parse_args()
-    if options.age < 0 or options.limit < 1:
+    # "not" before the comparison, because it is also false for NaN, which float() accepts.
+    if not options.age >= 0 or options.limit < 1:
         parser.error("--age must be at least 0, and --limit at least 1")
-    if options.hold < 0 or (options.flood_limit is not None and options.flood_limit < 1):
-        parser.error("--hold must be at least 0, and --flood-limit at least 1")
+    if not options.hold >= 0 or (options.flood_limit is not None and not 1 <= options.flood_limit < math.inf):
+        parser.error("--hold must be at least 0, and --flood-limit a finite number of at least 1")
     uplinks = [f"vxlan{uplink.vni}" for uplink in options.vxlan]
     for name, _ in options.capture:
         if name not in (*options.ports, *uplinks):

@@ -90,7 +90,8 @@ class Switch:
             raise ValueError(f"port {what!r} already exists")
         if capture is not None:
             raise ValueError(f"port {what!r}: a socket for virtual machines cannot be recorded: leave out the capture")
-        path = what.removeprefix(MACHINES)
+        if not (path := what.removeprefix(MACHINES)):
+            raise ValueError(f"a socket for virtual machines must have a path: {MACHINES}PATH")
         self._machines[what] = await listen(path, lambda frames: self._connected(what, frames))
         return what
 

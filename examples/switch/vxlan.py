@@ -55,6 +55,8 @@ class Options:
         local, *remotes = (ip_address(each) for each in found["local"] + found["remote"])
         if any(each.version != local.version for each in remotes) or len(set(remotes)) < len(remotes):
             raise ValueError(f"addresses must be all IPv4 or all IPv6, and no remote may be given twice, not {text!r}")
+        if any(each.is_multicast or each.is_unspecified or each == local for each in remotes):
+            raise ValueError(f"a remote must be the address of one other machine, not a group or local: {text!r}")
         port = found["port"][0] if found["port"] else str(PORT)
         if not port.isdecimal() or not 0 < int(port) < 1 << 16:
             raise ValueError(f"port must be a number from 1 to 65535, not {port!r}")

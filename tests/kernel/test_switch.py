@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import itertools
 import json
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from switch.control import Control
 
 from aiotuntap import SetupError
 
@@ -469,12 +472,31 @@ def test_namespaces_by_path_and_without(start: Start, spaces: list[str]) -> None
         [PORT, "--limit", "0"],
         [PORT, "--age", "-1"],
         [PORT, "--flood-limit", "0"],
+        [PORT, "--flood-limit", "nan"],
+        [PORT, "--flood-limit", "inf"],
+        [PORT, "--age", "nan"],
+        [PORT, "--hold", "nan"],
         [PORT, "--static", "ff:ff:ff:ff:ff:ff=x"],
         [PORT, "--static", "02:00:00:00:00:01/4096=x"],
         [PORT, "--capture", "other=file"],
         [PORT, "--capture", "file"],
     ],
-    ids=["nothing", "name", "netns", "limit", "age", "flood", "group", "vlan", "capture", "no file"],
+    ids=[
+        "nothing",
+        "name",
+        "netns",
+        "limit",
+        "age",
+        "flood",
+        "flood nan",
+        "flood inf",
+        "age nan",
+        "hold nan",
+        "group",
+        "vlan",
+        "capture",
+        "no file",
+    ],
 )
 def test_wrong_arguments_are_explained(start: Start, arguments: list[str]) -> None:
     status, out, err = start(*arguments, ready=False).wait()
@@ -575,7 +597,7 @@ def test_hostile_requests_are_answered_and_harm_nobody(start: Start, spaces: lis
     requests = [
         b"\n", b"null\n", b"[]\n", b"{}\n", b'{"command": 7}\n', b'{"command": "add"}\n', b'{"command": "add", "port": 5}\n',
         b'{"command": "add", "port": "x\\u0000y"}\n', b"[" * 5000 + b"\n", b"\xff\xfe\n",
-        b'{"command": "add", "port": "unix:/no/such/folder/socket"}\n',
+        b'{"command": "add", "port": "unix:/no/such/folder/socket"}\n', b'{"command": "add", "port": "unix:"}\n',
     ]  # fmt: skip
     for request in requests:
         with socket.socket(socket.AF_UNIX) as client:
@@ -593,6 +615,44 @@ def test_hostile_requests_are_answered_and_harm_nobody(start: Start, spaces: lis
         ping(spaces[0], "10.30.0.2")
     assert example.idle_share() < 0.1
     example.end()
+
+
+def test_requests_may_come_at_once_and_in_pieces(start: Start, spaces: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "control"
+    example = start(ports(spaces)[0], "--control", str(path))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.settimeout(10)
+        with client.makefile("rb") as answers:
+            client.sendall(b'{"command": "ports"}\n{"command": "table"}\n{"comm')
+            assert [type(json.loads(answers.readline())["result"]) for _ in range(2)] == [list, list]
+            client.sendall(b'and": "stats"}\n')
+            assert json.loads(answers.readline())["result"]["ports"] == 1
+    example.end()
+
+
+async def test_the_control_socket_survives_a_lack_of_descriptors(tmp_path: Path) -> None:
+    async with new_switch() as switch:
+        serving = asyncio.create_task(Control(switch, tmp_path / "control").serve())
+        with contextlib.ExitStack() as stack:
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            before = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), before[1]))
+            try:
+                with contextlib.suppress(OSError):
+                    while True:
+                        stack.callback(os.close, os.dup(0))
+                await asyncio.get_running_loop().sock_connect(client, str(tmp_path / "control"))
+                await asyncio.sleep(0.1)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            await asyncio.get_running_loop().sock_sendall(client, b'{"command": "ports"}\n')
+            async with asyncio.timeout(10):
+                answer = await asyncio.get_running_loop().sock_recv(client, 4096)
+            assert json.loads(answer) == {"ok": True, "result": []}
+        serving.cancel()
+        await asyncio.wait([serving])
 
 
 async def test_only_descriptors_of_ports_are_taken_and_stay_the_callers(tmp_path: Path) -> None:
