@@ -26,13 +26,18 @@ from aiotuntap import AsyncTuntap, InvalidFrameError, LinkDownError, TuntapQueue
 
 #: The largest MTU that passt knows. With it, one frame carries 64 KiB, and neither side has to segment anything.
 MTU = 65520
+#: The largest frame: an IP packet and the Ethernet header.
+LARGEST = 65535 + 14
 
 
 def split(received: bytes) -> tuple[list[bytes], bytes]:
-    """The complete frames, and the remaining bytes."""
+    """The complete frames, and the remaining bytes. Raises ValueError if this is not a stream of frames."""
     frames, at = [], 0
     while len(received) - at >= 4:
-        end = at + 4 + int.from_bytes(received[at : at + 4])
+        size = int.from_bytes(received[at : at + 4])
+        if size > LARGEST:
+            raise ValueError(f"the other end of the socket is not passt: it sent a frame of {size} bytes")
+        end = at + 4 + size
         if end > len(received):
             break
         frames.append(received[at + 4 : end])
@@ -61,7 +66,10 @@ async def run(options: argparse.Namespace) -> None:
     assert main is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, main.cancel)
-    reader, writer = await asyncio.open_unix_connection(options.socket, limit=1 << 20)
+    try:
+        reader, writer = await asyncio.open_unix_connection(options.socket, limit=1 << 20)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot connect to passt at {options.socket}: {error.strerror}") from error
     with contextlib.closing(writer):
         async with AsyncTuntap(options.name, mode="tap") as tap:
             routes = [f"default via {options.gateway}"]
@@ -87,7 +95,7 @@ def main() -> int:
     except* (ConnectionResetError, BrokenPipeError):
         print(f"{parser.prog}: passt has ended", file=sys.stderr)
         status = 1
-    except* OSError as errors:  # of the interface, or of connecting
+    except* (OSError, ValueError) as errors:  # of the interface, of connecting, or of an argument
         print(f"{parser.prog}: {errors.exceptions[0]}", file=sys.stderr)
         status = 1
     return status

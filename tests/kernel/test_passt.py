@@ -89,6 +89,19 @@ def test_the_end_of_passt_is_told(tmp_path: Path) -> None:
         assert process.ended() == (1, "", "passt.py: passt has ended\n")
 
 
+def test_something_else_than_passt_is_told_and_not_stored(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with program("passt.py", "net0", str(path), prefix=("unshare", "-Urn")) as process:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n")
+                status, _, err = process.ended()
+    assert (status, err.count("\n")) == (1, 1) and "is not passt" in err
+
+
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 7, 1000])
 def test_frames_in_any_pieces(size: int) -> None:
     frames = [bytes([number]) * number for number in (1, 60, 0, 255, 14)]
