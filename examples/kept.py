@@ -88,4 +88,9 @@ async def main(name: str) -> int:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: kept.py NAME")
-    sys.exit(asyncio.run(main(sys.argv[1])))
+    try:
+        sys.exit(asyncio.run(main(sys.argv[1])))
+    except SetupError as error:
+        sys.exit(f"kept.py: {error.strerror}")
+    except ValueError as error:  # of the name
+        sys.exit(f"kept.py: {error}")

@@ -13,7 +13,7 @@ import contextlib
 import signal
 import sys
 
-from aiotuntap import AsyncTuntap
+from aiotuntap import AsyncTuntap, SetupError
 
 
 async def main(name: str, address: str, *command: str) -> int:
@@ -41,4 +41,9 @@ async def main(name: str, address: str, *command: str) -> int:
 if __name__ == "__main__":
     if len(sys.argv) < 4:
         sys.exit("usage: machine.py NAME ADDRESS QEMU [ARGUMENT …]")
-    sys.exit(asyncio.run(main(*sys.argv[1:])))
+    try:
+        sys.exit(asyncio.run(main(*sys.argv[1:])))
+    except SetupError as error:
+        sys.exit(f"machine.py: {error.strerror}")
+    except (OSError, ValueError) as error:
+        sys.exit(f"machine.py: {error}")

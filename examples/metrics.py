@@ -95,3 +95,7 @@ if __name__ == "__main__":
         asyncio.run(main(options.name, options.port))
     except (SetupError, DeviceGoneError) as error:
         sys.exit(f"{parser.prog}: {error.strerror}")
+    except ValueError as error:  # of the name
+        sys.exit(f"{parser.prog}: {error}")
+    except (OSError, OverflowError) as error:
+        sys.exit(f"{parser.prog}: cannot listen on 127.0.0.1, port {options.port}: {error}; use another --port")

@@ -9,7 +9,7 @@ import asyncio
 import signal
 import sys
 
-from aiotuntap import AsyncTuntap, DeviceGoneError, QueueClosedError, TuntapQueue
+from aiotuntap import AsyncTuntap, DeviceGoneError, QueueClosedError, SetupError, TuntapQueue
 
 
 async def close_when(stop: asyncio.Event, tun: AsyncTuntap) -> None:
@@ -55,8 +55,14 @@ async def main(name: str) -> int:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("usage: stopping.py NAME [--uvloop]")
+    run = asyncio.run
     if "--uvloop" in sys.argv:
         import uvloop
 
-        sys.exit(uvloop.run(main(sys.argv[1])))
-    sys.exit(asyncio.run(main(sys.argv[1])))
+        run = uvloop.run
+    try:
+        sys.exit(run(main(sys.argv[1])))
+    except SetupError as error:
+        sys.exit(f"stopping.py: {error.strerror}")
+    except ValueError as error:  # of the name
+        sys.exit(f"stopping.py: {error}")

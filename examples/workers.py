@@ -224,7 +224,9 @@ def main() -> int:
         return run_loop(run(tun, options.workers, options.replace, addresses))
     except (SetupError, DeviceGoneError) as error:
         print(f"{parser.prog}: {error.strerror}", file=sys.stderr)
-        return 1
+    except ValueError as error:  # of the name
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

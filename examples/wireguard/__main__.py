@@ -43,8 +43,7 @@ async def run(name: str, ready: Callable[[], None]) -> None:
             log.device = device
         device.mtu = MTU
         tunnel = Tunnel(tun, device)
-        fd = os.environ.get("WG_UAPI_FD")
-        listener = socket.socket(fileno=int(fd)) if fd else listen(tun.name)
+        listener = listen(tun.name) if (fd := _descriptor("WG_UAPI_FD")) is None else _listener(fd)
         control = Control(listener, lambda: describe(device), tunnel.change)
         ready()
         _log.debug("%s is ready", tun.name)
@@ -57,12 +56,36 @@ def _log_as(name: str) -> None:
 
 
 async def _open(name: str) -> AsyncTuntap:
-    if fd := os.environ.get("WG_TUN_FD"):
-        try:
-            return await AsyncTuntap.adopt([int(fd)], vnet_header=False, offload=Offload.ALL)
-        except SetupError:  # it was opened without virtio_net_hdr, so it has no offloads
-            return await AsyncTuntap.adopt([int(fd)])
-    return await AsyncTuntap(name, mode="tun", multi_queue=False, offload=Offload.ALL).open()
+    if (fd := _descriptor("WG_TUN_FD")) is None:
+        return await AsyncTuntap(name, mode="tun", multi_queue=False, offload=Offload.ALL).open()
+    try:
+        return await AsyncTuntap.adopt([fd], vnet_header=False, offload=Offload.ALL)
+    except SetupError:  # it was opened without virtio_net_hdr, so it has no offloads
+        pass
+    try:
+        return await AsyncTuntap.adopt([fd])
+    except SetupError as error:
+        raise ValueError(f"WG_TUN_FD: {error.strerror}") from error
+
+
+def _descriptor(variable: str) -> int | None:
+    """The descriptor that an environment variable names. None if the variable is not set."""
+    text = os.environ.get(variable)
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise ValueError(f"{variable} must be the number of an open descriptor, not {text!r}")
+    return int(text)
+
+
+def _listener(fd: int) -> socket.socket:
+    try:
+        listener = socket.socket(fileno=fd)
+    except OSError as error:
+        raise ValueError(f"WG_UAPI_FD must be a listening Unix socket, and {fd} is none: {error.strerror}") from error
+    if listener.family != socket.AF_UNIX or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ValueError(f"WG_UAPI_FD must be a listening Unix socket, and {fd} is none")
+    return listener
 
 
 async def _first_to_end(*work: Coroutine[Any, Any, object]) -> None:
@@ -117,6 +140,7 @@ def main() -> int:
     level = _LEVELS.get(os.environ.get("LOG_LEVEL", ""), logging.ERROR)
     _log_as(options.name)
     _log.setLevel(level)
+    logging.getLogger("aiotuntap").setLevel(max(level, logging.ERROR))  # that the interface is down is no mistake here
     foreground = options.foreground or os.environ.get("WG_PROCESS_FOREGROUND") == "1"
     ready = (lambda: None) if foreground else daemonise()
     try:
