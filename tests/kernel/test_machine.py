@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 from .programs import ROOT, program
 from .support import PacketPeer, ip, link, tun_info, unique
@@ -56,6 +57,30 @@ def test_the_machine_ends_if_the_interface_cannot_be_configured() -> None:
         env=environment,
     )
     assert run.returncode == 1 and "the prefix length is missing" in run.stderr
+
+
+def test_a_signal_before_it_is_ready_ends_the_machine_too() -> None:
+    command = ["sh", "-c", "kill -TERM $PPID; exec sleep 60"]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "examples/machine.py"), unique("vm"), "10.30.0.1/24", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        try:
+            _, err = process.communicate(timeout=15)  # the machine has this pipe too
+        finally:
+            process.kill()
+        assert err == b"" and process.returncode != -signal.SIGTERM
+
+
+def test_a_signal_when_the_machine_has_ended_is_silent() -> None:
+    """As with Ctrl-C in a terminal, where the machine gets the signal too."""
+    with program("machine.py", unique("vm"), "10.30.0.1/24", "sh", "-c", "exec sleep 60") as process:
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.001)
+        assert process.ended()[2] == ""
 
 
 def test_it_opens_a_persistent_interface_itself() -> None:
