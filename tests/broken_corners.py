@@ -535,6 +535,22 @@ class OvertakesBatchReaders(Through):
         return await super().read_frames(limit)
 
 
+@fault(
+    "read_frame_nowait took a frame for which async for was waiting already",
+    "nowait_does_not_overtake",
+    "readers_take_turns",
+)
+class OvertakesIterations(Through):
+    async def __anext__(self) -> bytes:
+        await asyncio.sleep(0)
+        while not self.inner._readers and self.inner._error is None:
+            try:
+                return super().read_frame_nowait()
+            except BlockingIOError:
+                await asyncio.sleep(0.0001)
+        return await super().__anext__()
+
+
 @fault("a cancelled read_frame raised ConnectionError", "cancelled_reads_lose_nothing")
 class CancelledReadRaises(Through):
     async def read_frame(self) -> bytes:
@@ -578,12 +594,17 @@ class CancellingOneStopsTheFirst(Through):
 @fault("write_frames_nowait took a frame that must be refused", "refused_frames_are_named")
 class LooksSkipRefusedFrames(Through):
     def write_frames_nowait(self, frames: Any) -> int:
-        if isinstance(frames, list) and frames and frames[0] == b"":
-            return super().write_frames_nowait(frames)
-        for frame in frames if isinstance(frames, list) else ():
-            if frame == b"":
-                super().write_frames_nowait([each for each in frames if each != b""])
-                return len(frames)
+        if isinstance(frames, list) and b"" in frames[1:-1]:
+            super().write_frames_nowait([each for each in frames if each != b""])
+            return len(frames)
+        return super().write_frames_nowait(frames)
+
+
+@fault("write_frames_nowait when the first frame must be refused", "refused_frames_are_named")
+class LooksDoNotSayWhatIsRefused(Through):
+    def write_frames_nowait(self, frames: Any) -> int:
+        if isinstance(frames, list) and frames[1:] and frames[0] == b"":
+            return 0
         return super().write_frames_nowait(frames)
 
 
