@@ -130,34 +130,39 @@ async def _until_empty(reader: asyncio.StreamReader) -> list[str]:
 
 @contextlib.contextmanager
 def _watched(path: Path) -> Iterator[Callable[[], Awaitable[None]]]:
-    """Yields a function that waits until the file at *path* is deleted, moved or replaced."""
+    """Yields a function that waits until the file at *path* is deleted, moved or replaced. It may be gone already."""
     libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    if fd < 0 or libc.inotify_add_watch(fd, bytes(path), _IN_ATTRIB | _IN_DELETE_SELF | _IN_MOVE_SELF) < 0:
-        number = ctypes.get_errno()
-        if fd >= 0:
-            os.close(fd)
-        raise OSError(number, os.strerror(number), str(path))
-    first = path.lstat()
 
-    def is_there() -> bool:
-        with contextlib.suppress(FileNotFoundError):
-            return os.path.samestat(first, path.lstat())
-        return False
+    def check(result: int) -> int:
+        if result < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
+        return result
 
-    async def until_deleted() -> None:
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(fd, changed.set)
-        try:
-            while is_there():
-                await changed.wait()
-                changed.clear()
-                with contextlib.suppress(BlockingIOError):
-                    os.read(fd, 4096)
-        finally:
-            loop.remove_reader(fd)
-
+    fd = check(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
     try:
+        first = None
+        with contextlib.suppress(FileNotFoundError):
+            check(libc.inotify_add_watch(fd, bytes(path), _IN_ATTRIB | _IN_DELETE_SELF | _IN_MOVE_SELF))
+            first = path.lstat()
+
+        def is_there() -> bool:
+            with contextlib.suppress(FileNotFoundError):
+                return first is not None and os.path.samestat(first, path.lstat())
+            return False
+
+        async def until_deleted() -> None:
+            loop, changed = asyncio.get_running_loop(), asyncio.Event()
+            loop.add_reader(fd, changed.set)
+            try:
+                while is_there():
+                    await changed.wait()
+                    changed.clear()
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(fd, 4096)
+            finally:
+                loop.remove_reader(fd)
+
         yield until_deleted
     finally:
         os.close(fd)

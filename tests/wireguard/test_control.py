@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,15 @@ async def _set(changes: Changes) -> None:
     pass
 
 
+def watches() -> int:
+    """How many descriptors of this process are for inotify(7)."""
+    count = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of listdir() itself
+            count += os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:inotify"
+    return count
+
+
 @pytest.mark.parametrize("steps", range(5))
 async def test_whenever_it_is_cancelled_nothing_is_left(listener: socket.socket, steps: int, tmp_path: Path) -> None:
     task = asyncio.create_task(Control(listener, list, _set).serve())
@@ -34,6 +45,29 @@ async def test_whenever_it_is_cancelled_nothing_is_left(listener: socket.socket,
     with pytest.raises(asyncio.CancelledError):
         await task
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_it_ends_where_its_file_is_gone_before_it_begins(
+    listener: socket.socket, late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = Control(listener, list, _set)
+    lstat = Path.lstat
+    if late:  # between the watch and the look
+
+        def moves(path: Path) -> os.stat_result:
+            path.rename(tmp_path / "away")
+            return lstat(path)
+
+        monkeypatch.setattr(Path, "lstat", moves)
+    else:
+        (tmp_path / "socket").rename(tmp_path / "away")
+    before = watches()
+    async with asyncio.timeout(5):
+        await control.serve()
+    assert listener.fileno() == -1
+    assert watches() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["away"]
 
 
 async def test_nothing_is_left_where_it_cannot_begin(
