@@ -418,11 +418,12 @@ def near_the_limits(mode: Mode) -> Iterator[tuple[Packet, list[int]]]:
             shapes.append(replace(flow, extensions=(extension(HOP_BY_HOP), extension(ROUTING, 1, 2)) * 4))
             for size in (8, 176, 208, 216, 1000, 65_408, 65_432, 65_448):
                 shapes.append(replace(flow, extensions=extensions_of(size)))
+        smallest = 8 if protocol == TCP else 1
         for shape in shapes:
             room = 65535 - shape.header_length + shape.network
             counts = (2, 64) if shape.header_length < 1000 else (2,)
             for count in counts:
-                for size in {1, room // count}:
+                for size in {smallest, room // count}:
                     yield shape, [size] * count
                     yield shape, [size] * (count - 1) + [1]
             yield shape, [room - 1, 1]

@@ -158,7 +158,8 @@ def test_frames_over_the_path_mtu_are_cut_or_reported(version: int) -> None:
     with machines(2, version) as (here, there), switch(here, there, mtu=1500) as example, kernel_vxlan(there, here):
         assert ping(example.station, "10.50.0.2")
         with iperf_server(there.netns):
-            assert iperf(example.station, "10.50.0.2", "-n", "20M", "-M", "1448") > 15 << 20
+            # What is still under way at the end does not count, which may be several megabytes in a slow guest.
+            assert iperf(example.station, "10.50.0.2", "-n", "20M", "-M", "1448") > 5 << 20
         assert not ping(example.station, "10.50.0.2", "-s", "1450", "-W", "1")
         largest = 1450 if version == 4 else 1430
         line = example.line(example.process.stderr)
@@ -186,7 +187,7 @@ def test_three_machines_and_one_that_goes_away_and_comes_back() -> None:
         with kernel_vxlan(three, one, two):
             until(lambda: ping(a.station, "10.50.0.3"), "the machine that came back is not reached")
         for example in (a, b):
-            assert example.idle_share() < 0.1
+            assert example.is_idle()
 
 
 def test_strangers_are_dropped_and_counted(tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ left_out='--ignore=tests/kernel/test_wireguard.py --ignore=tests/kernel/test_wir
 left_out="$left_out --ignore=tests/kernel/test_switch_stations.py --ignore=tests/kernel/test_machine.py"
 left_out="$left_out --ignore=tests/kernel/test_pages.py"
 
-# A guest has one processor and often waits, so there are two guests for each processor of this machine, up to four, and
+# A guest has one processor and often waits, so there are three guests for two processors of this machine, four at most, and
 # they share the tests. The tests for the engine in Python are removed first, so that all guests get the same number of
 # tests; of those for both loops, one remains, by turns (conftest.py).
 on_kernel() {
     version=$1
     shift
     sh "$here/kernel.sh" "$version" true # downloads the kernel if necessary
-    guests=$(($(nproc) * 2))
+    guests=$((($(nproc) * 3 + 1) / 2))
     [ "$guests" -le 4 ] || guests=4
     pids=''
     for guest in $(seq "$guests"); do
