@@ -629,10 +629,6 @@ class WritesBehindWhatIsNoFrame(Through):
 class _SmallRoom(Through):
     """A correct stream with room for 400 frames that the far end has not read."""
 
-    def __init__(self, inner: MemoryStream) -> None:
-        super().__init__(inner)
-        self.writers: list[asyncio.Future[None]] = []
-
     async def _room(self) -> None:
         peer = self.inner._peer
         while (peer.closed or len(peer._ring) + len(peer._buffer) >= 400) and not self._is_over():
@@ -682,11 +678,13 @@ class CloseCancelsReaders(Through):
 
 @fault("write_frame must end with QueueClosedError when aclose, not with ConnectionError", "closing_wakes_writers")
 class WritersGetAnotherErrorOnClose(_SmallRoom):
+    error: type[BaseException] = ConnectionError
+
     async def write_frame(self, frame: Any) -> None:
         was_open = not self.closed
         await self._room()
         if was_open and self.closed:
-            raise ConnectionError("closed")
+            raise self.error
         await Through.write_frame(self, frame)
 
 
@@ -712,10 +710,5 @@ class BatchWritersHangAtTheEnd(_SmallRoom):
 
 
 @fault("write_frame was cancelled when aclose", "closing_wakes_writers")
-class CloseCancelsWriters(_SmallRoom):
-    async def write_frame(self, frame: Any) -> None:
-        was_open = not self.closed
-        await self._room()
-        if was_open and self.closed:
-            raise asyncio.CancelledError
-        await Through.write_frame(self, frame)
+class CloseCancelsWriters(WritersGetAnotherErrorOnClose):
+    error = asyncio.CancelledError

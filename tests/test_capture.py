@@ -26,6 +26,7 @@ from aiotuntap._pcapng import whole_blocks
 from aiotuntap.capture import Capture, CapturedStream
 from aiotuntap.testing import FarEnd, MemoryStream, check_packet_stream, example_frame, memory_pair
 
+from .kernel.support import fork
 from .offload_packets import Packet, vnet_header
 from .pcapng import read
 
@@ -449,25 +450,21 @@ async def test_a_forked_child_lets_go_of_the_file(pipe: tuple[Path, int], how: s
     near, _ = memory_pair()
     capture = await Capture(name).open()
     await capture.wrap(near, name="memory", mode="tap").write_frame(example_frame(1))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forks beside threads
-        pid = os.fork()
-    if pid == 0:
-        status = 1
+
+    def let_go() -> int:
         os.close(reader)
-        try:
-            warnings.simplefilter("error")
-            if how == "collect":
-                capture.__del__()
-            else:
-                ended: list[int] = []
-                writer = capture._end()
-                assert writer is not None
-                writer.end(1.0, lambda: ended.append(1))
-                assert ended
-            status = 0 if all(os.readlink(f"/proc/self/fd/{fd}") != str(name) for fd in map(int, own_fds())) else 2
-        finally:
-            os._exit(status)
+        warnings.simplefilter("error")
+        if how == "collect":
+            capture.__del__()
+        else:
+            ended: list[int] = []
+            writer = capture._end()
+            assert writer is not None
+            writer.end(1.0, lambda: ended.append(1))
+            assert ended
+        return 0 if all(os.readlink(f"/proc/self/fd/{fd}") != str(name) for fd in map(int, own_fds())) else 2
+
+    pid = fork(let_go)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     await capture.aclose()
     data = b""

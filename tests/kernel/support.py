@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -340,6 +341,20 @@ def features_on(name: str) -> set[str]:
     run = subprocess.run(["ethtool", "-k", name], capture_output=True, text=True, check=True)
     lines = [line.strip().partition(": ") for line in run.stdout.splitlines()]
     return {feature for feature, _, state in lines if state.startswith("on")}
+
+
+def fork(work: Callable[[], int | None]) -> int:
+    """Runs *work* in a child process, whose pid it returns. The child's status is what *work* returns, 0 or 1 if it raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forks beside threads
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = work() or 0
+        finally:
+            os._exit(status)
+    return pid
 
 
 def watched_fds() -> set[int]:

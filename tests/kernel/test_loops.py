@@ -26,7 +26,7 @@ from aiotuntap._threads import run_in_thread
 from aiotuntap._turns import SLICE
 from aiotuntap.testing import example_frame
 
-from .support import PacketPeer, idle_share, ip, settle, tap, tap_with_peer, unique, until, watched_fds
+from .support import PacketPeer, fork, idle_share, ip, settle, tap, tap_with_peer, unique, until, watched_fds
 
 LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
@@ -291,23 +291,19 @@ async def test_a_child_that_drops_its_copy_leaves_the_parent_alone(how: str) -> 
     with PacketPeer(interface.name) as peer:
         queue = interface.queues[0]
         before = watched_fds()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # forks beside threads
-            pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                if how == "collect":
-                    interface.__del__()
-                else:
-                    interface._abandon(interface.queues)
-                # The number may be another file's by now.
-                status = 0 if queue.fileno() == -1 and queue.closed else 2
-                with contextlib.suppress(QueueClosedError):
-                    queue.write_frame_nowait(example_frame(1))
-                    status = 3
-            finally:
-                os._exit(status)
+
+        def drop() -> int:
+            if how == "collect":
+                interface.__del__()
+            else:
+                interface._abandon(interface.queues)
+            with contextlib.suppress(QueueClosedError):
+                queue.write_frame_nowait(example_frame(1))
+                return 3
+            # The number may be another file's by now.
+            return 0 if queue.fileno() == -1 and queue.closed else 2
+
+        pid = fork(drop)
         assert await run_in_thread(lambda: os.waitpid(pid, 0)[1]) == 0
         assert watched_fds() == before
         for number in range(2):
@@ -329,14 +325,7 @@ async def test_a_child_that_collects_a_writer_that_waits_leaves_the_parent_alone
         waiting = queue._wait_writable()
         waiting.send(None)
         before = watched_fds()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # forks beside threads
-            pid = os.fork()
-        if pid == 0:
-            try:
-                waiting.close()  # as the collector does
-            finally:
-                os._exit(0)
+        pid = fork(waiting.close)  # as the collector does
         assert os.waitpid(pid, 0)[1] == 0  # the loop does not run meanwhile, and so does not notice that there is room
         assert watched_fds() == before
         for number in range(1, 3):
@@ -360,14 +349,7 @@ async def test_a_child_that_closes_its_copy_of_a_transport_leaves_the_parent_alo
     with PacketPeer(interface.name) as peer:
         await settle()
         before = watched_fds()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # forks beside threads
-            pid = os.fork()
-        if pid == 0:
-            try:
-                getattr(transport, how)()
-            finally:
-                os._exit(0)
+        pid = fork(getattr(transport, how))
         assert os.waitpid(pid, 0)[1] == 0
         assert watched_fds() == before
         for number in range(2):
